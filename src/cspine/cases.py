@@ -1,0 +1,72 @@
+"""``Case``: a volume with what is known to be true of it, for training and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cspine.anatomy import LEVELS, Level
+from cspine.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class LevelTruth:
+    """What is true of one vertebra.
+
+    Attributes:
+        visible_fraction: share of the vertebra inside the field of view, 0..1.
+        fractured: acute fracture present.
+        types: names of the fractures, see ``cspine.phantoms.fractures.FractureType``; empty when none or unknown.
+        severity: 0 (none) to 1 (displaced); of the worst fracture.
+        old_fracture: a healed fracture is present (not a positive label).
+        body_center_mm: LPS millimetres, or None when unknown. Convention as in ``findings.json``.
+    """
+
+    visible_fraction: float
+    fractured: bool
+    types: tuple[str, ...] = ()
+    severity: float = 0.0
+    old_fracture: bool = False
+    body_center_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SliceBox:
+    """The extent of fracture in one slice, pixels of that slice: inclusive min, exclusive max."""
+
+    slice_index: int
+    x_min: int
+    y_min: int
+    x_max: int
+    y_max: int
+    level: Level | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A volume and its truth. Masks share the volume's shape ``[z, y, x]`` and affine.
+
+    Attributes:
+        name: unique in a data set; the StudyInstanceUID for RSNA 2022.
+        volume: the CT.
+        labels: uint8 mask, values of ``cspine.anatomy`` (1..7 = C1..C7, 8 thoracic, 9 other bone), or None.
+        fracture: bool mask of fracture voxels, or None when unknown.
+        levels: truth a level, keyed by ``Level``; missing keys are unknown.
+        boxes: fracture boxes a slice.
+    """
+
+    name: str
+    volume: Volume
+    labels: NDArray[np.uint8] | None = None
+    fracture: NDArray[np.bool_] | None = None
+    levels: dict[Level, LevelTruth] = field(default_factory=dict)
+    boxes: tuple[SliceBox, ...] = ()
+
+    @property
+    def patient_fractured(self) -> bool | None:
+        """True when any level is fractured; None when no level is known."""
+        if not self.levels:
+            return None
+        return any(self.levels[level].fractured for level in LEVELS if level in self.levels)
