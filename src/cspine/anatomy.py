@@ -33,7 +33,7 @@ class Level(IntEnum):
 
     @property
     def colour(self) -> tuple[int, int, int]:
-        """sRGB 0..255, distinguishable with the common colour-vision deficiencies (Okabe and Ito, 2008)."""
+        """Colour in sRGB 0..255, distinguishable with the common colour-vision deficiencies (Okabe and Ito, 2008)."""
         return _COLOURS[self.index]
 
 

@@ -113,6 +113,13 @@ class RecipeError(CspineError):
     exit_code = 7
 
 
+class BatchError(CspineError):
+    """Some studies of a batch were refused or failed; the others are done."""
+
+    code = "batch"
+    exit_code = 8
+
+
 @dataclass(frozen=True, slots=True)
 class StudyWarning:
     """Something the reader of a result must know, though the work went on.

@@ -18,7 +18,8 @@ Point = tuple[float, float, float]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What cspine writes always holds every key, so the published schema says so.
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 class Evidence(_Model):
@@ -39,8 +40,10 @@ class LevelFinding(_Model):
     level: LevelName
     visible: bool
     visible_fraction: Probability = Field(description="share of the vertebra inside the scanned field")
-    confidence: Probability = Field(description="how sure the level's name is, calibrated on labelled scans")
-    body_center_mm: Point | None = Field(description="LPS mm; C1: midline point of anterior arch and dens at arch height")
+    confidence: Probability = Field(description="how sure the level's name is: posterior of the ordered reading, 0..1")
+    body_center_mm: Point | None = Field(
+        description="LPS mm; C1: midline point of anterior arch and dens at arch height"
+    )
     probability: Probability | None = Field(description="calibrated probability of a fracture")
     fracture: bool | None = Field(description="probability reaches the threshold in provenance.bundle")
     threshold: Probability | None = Field(default=None, description="threshold used for ``fracture``")

@@ -119,7 +119,12 @@ class Volume:
             raise GeometryError("crop takes ranges with step 1")
         affine = self.affine.copy()
         affine[:3, 3] = self.to_world([ranges[2][0], ranges[1][0], ranges[0][0]])
-        return replace(self, hu=self.hu[z, y, x], affine=affine)
+        source = self.source
+        if len(source.sop_instance_uids) == self.shape[0]:
+            source = replace(source, sop_instance_uids=source.sop_instance_uids[z])
+        if len(source.files) == self.shape[0]:
+            source = replace(source, files=source.files[z])
+        return replace(self, hu=self.hu[z, y, x], affine=affine, source=source)
 
     def reoriented(self) -> Volume:
         """The same voxels with axes permuted and flipped so that they run closest to left, posterior, superior.
@@ -141,9 +146,7 @@ class Volume:
                 affine[:3, axis] *= -1
                 moved = np.flip(moved, 2 - axis)
                 if axis == 2:
-                    source = replace(
-                        source, sop_instance_uids=source.sop_instance_uids[::-1], files=source.files[::-1]
-                    )
+                    source = replace(source, sop_instance_uids=source.sop_instance_uids[::-1], files=source.files[::-1])
         return replace(self, hu=moved, affine=affine, source=source)
 
     def resampled(self, spacing: float | tuple[float, float, float], *, order: Literal[0, 1] = 1) -> Volume:
@@ -172,8 +175,8 @@ class Volume:
         count = np.asarray(self.shape[::-1]) // step
         trimmed = self.hu[: count[2] * step[2], : count[1] * step[1], : count[0] * step[0]]
         blocks = trimmed.reshape(count[2], step[2], count[1], step[1], count[0], step[0])
-        # x first: the contiguous axis; a float32 copy of the full volume is never made.
-        mean = blocks.mean(axis=5, dtype=np.float32).mean(axis=3).mean(axis=1)
+        # x last: sums over z and y run along contiguous rows; a float32 copy of the full volume is never made.
+        mean = blocks.mean(axis=(1, 3), dtype=np.float32).mean(axis=3)
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ ((step - 1) / 2)
         affine[:3, :3] *= step
@@ -206,7 +209,9 @@ class Volume:
             image, count, transform, interpolator, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0),
             (1, 0, 0, 0, 1, 0, 0, 0, 1), float(fill), pixel,
         )  # fmt: skip
-        return replace(self, hu=sitk.GetArrayFromImage(out), affine=np.asarray(affine, dtype=np.float64))
+        # The new slices are no longer those of the files.
+        source = replace(self.source, sop_instance_uids=(), files=())
+        return replace(self, hu=sitk.GetArrayFromImage(out), affine=np.asarray(affine, dtype=np.float64), source=source)
 
     def to_sitk(self) -> SimpleITK.Image:
         """A SimpleITK image with the same geometry (ITK's world is LPS too)."""
