@@ -1,0 +1,156 @@
+"""``cspine phantom``: synthetic studies with truth, on all cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cspine.cli import console
+from cspine.errors import CspineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cspine.phantoms.cohort import Cohort
+
+
+# What numpy's libraries read when they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class LayoutName(StrEnum):
+    """How the files are laid out."""
+
+    RSNA2022 = "rsna2022"
+    NIFTI = "nifti"
+    DICOM = "dicom"
+
+
+class PresetName(StrEnum):
+    """Kind of scan."""
+
+    CLINICAL = "clinical"
+    SPINE = "spine"
+    COARSE = "coarse"
+
+
+def phantom(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the studies.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many studies.")] = 1,
+    layout: Annotated[LayoutName, typer.Option(help="How the files are laid out.")] = LayoutName.RSNA2022,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same studies, byte for byte.")] = 0,
+    preset: Annotated[
+        PresetName, typer.Option(help="clinical: whole 512x512 scans; spine: crops; coarse: 1 to 3 mm.")
+    ] = PresetName.CLINICAL,
+    prevalence: Annotated[
+        float, typer.Option(min=0, metavar="FACTOR", help="Times the fractures of RSNA 2022 at every level.")
+    ] = 1.0,
+    masks: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of studies with a mask (rsna2022 layout).")
+    ] = 1.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core when not given.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Make synthetic neck CTs with known fractures.
+
+    Every study comes with its truth: labels, fractures by name and place, boxes, body centres. The same command goes
+    on after an interruption; finished studies are kept.
+    """
+    from cspine.phantoms.cohort import Cohort
+
+    cohort = Cohort(out, layout.value, seed, preset.value, prevalence, masks)
+    made, kept = run(cohort, count, workers=workers, quiet=quiet)
+    if not quiet:
+        console.stdout().print(f"{made} made, {kept} were there: {out}", soft_wrap=True, markup=False)
+
+
+def run(cohort: Cohort, count: int, *, workers: int | None = None, quiet: bool = False) -> tuple[int, int]:
+    """Make the missing ones of the first ``count`` phantoms, then the tables; returns how many were made and kept.
+
+    Raises:
+        CspineError: the folder cannot be used, or a worker died.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    missing = cohort.missing(count)
+    cohort.begin()
+    columns = (
+        TextColumn("phantoms"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console.stderr(), transient=True, disable=quiet) as bar:
+        task = bar.add_task("phantoms", total=count, completed=count - len(missing))
+        try:
+            _make_all(cohort, missing, workers or os.cpu_count() or 1, lambda: bar.advance(task))
+        finally:
+            # Also after an interrupt: the tables then hold what is finished.
+            if any((cohort.out / "truth").glob("*.json")):
+                cohort.finish()
+    return len(missing), count - len(missing)
+
+
+def _make_all(cohort: Cohort, missing: list[int], workers: int, advance: Callable[[], None]) -> None:
+    """Make phantoms in this process, or in several."""
+    if workers == 1 or len(missing) <= 1:
+        for k in missing:
+            cohort.make(k)
+            advance()
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    # Spawned, not forked: the parent may hold threads; and workers leave Ctrl-C to the parent.
+    pool = ProcessPoolExecutor(
+        min(workers, len(missing)), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent
+    )
+    try:
+        with _one_thread_each():
+            for future in as_completed([pool.submit(cohort.make, k) for k in missing]):
+                future.result()
+                advance()
+    except BrokenProcessPool as error:
+        raise CspineError(
+            "a worker ended without a word, most likely for want of memory",
+            fix="Run the same command with fewer --workers: finished studies are kept",
+        ) from error
+    except KeyboardInterrupt:
+        console.stderr().print("stopping when the studies at hand are finished …")
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers started meanwhile use one thread: each is one core's work, and waiting threads only cost time."""
+    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
+    try:
+        yield
+    finally:
+        for name in THREAD_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ |= before
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
