@@ -1,0 +1,100 @@
+"""What may be judged: the rules about field of view, resolution and certainty, each a named constant.
+
+Kept apart from the predictor, so that a reader finds every reason for "not judged" in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cspine.anatomy import LEVELS, Level
+from cspine.errors import StudyWarning
+from cspine.inference.levels import FoundLevel, LevelMap
+from cspine.volume import Volume
+
+# Share of a vertebra that must be in the field for it to be judged.
+MIN_VISIBLE = 0.5
+# Below the first a reader is warned; below the second a level is not judged.
+SURE_CONFIDENCE, MIN_CONFIDENCE = 0.7, 0.25
+# Hairline fractures vanish between thicker slices (RSNA 2022 and the ACR ask for 1 mm or less); voxels coarser than
+# the second pair show no fracture that this method was trained on.
+COARSE_SLICE_MM, COARSE_PIXEL_MM = 3.1, 1.2
+MAX_SLICE_MM, MAX_PIXEL_MM = 5.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one level is judged.
+
+    Attributes:
+        found: where it is; None when it was not found.
+        visible: body centre inside the field, and enough of the vertebra.
+        visible_fraction: 0..1.
+        reason: why it is not judged; None when it is.
+    """
+
+    found: FoundLevel | None
+    visible: bool
+    visible_fraction: float
+    reason: str | None
+
+
+def resolution_warning(volume: Volume) -> tuple[StudyWarning | None, bool]:
+    """A warning when voxels are coarse, and whether they are too coarse to judge at all.
+
+    The largest spacing counts as slice distance and the next as pixel size, whatever the plane of the scan; a stated
+    slice thickness counts too.
+    """
+    _, pixel, slices = sorted(volume.spacing)
+    stated = volume.source.acquisition.get("slice_thickness_mm", 0.0)
+    thick = max(slices, float(stated) if isinstance(stated, int | float) else 0.0)
+    if thick <= COARSE_SLICE_MM and pixel <= COARSE_PIXEL_MM:
+        return None, False
+    hopeless = thick > MAX_SLICE_MM or pixel > MAX_PIXEL_MM
+    size = f"slices of {thick:.1f} mm with pixels of {pixel:.2f} mm"
+    text = (
+        f"{size} do not show fractures: levels were located but not judged"
+        if hopeless
+        else f"{size} hide fine fractures; slices of 1 mm or less are recommended"
+    )
+    return StudyWarning("too-coarse-for-fractures", text), hopeless
+
+
+def verdicts(levels: LevelMap, hopeless: bool) -> dict[Level, Verdict]:
+    """A verdict for each of the seven levels."""
+    found = levels.cervical()
+    return {level: _verdict(level, found.get(level), levels, hopeless) for level in LEVELS}
+
+
+def _verdict(level: Level, found: FoundLevel | None, levels: LevelMap, hopeless: bool) -> Verdict:
+    if found is None:
+        share = levels.partial.get(level, 0.0)
+        return Verdict(None, False, share, "cut off at the edge of the scan" if share > 0 else "not in the scan")
+    share = found.visible_fraction
+    if not found.inside or share < MIN_VISIBLE:
+        return Verdict(found, False, share, "less than half of it is in the scan")
+    if hopeless:
+        return Verdict(found, True, share, "the voxels are too coarse to show fractures")
+    if found.interpolated:
+        return Verdict(found, True, share, "it could not be outlined between its neighbours")
+    if found.confidence < MIN_CONFIDENCE:
+        return Verdict(found, True, share, "which level it is could not be told")
+    return Verdict(found, True, share, None)
+
+
+def level_warnings(levels: LevelMap, judged: dict[Level, Verdict]) -> list[StudyWarning]:
+    """What the reader must know about the levels."""
+    if not levels.found:
+        return [StudyWarning("no-cervical-spine", "no cervical vertebra was found in this scan; nothing was judged")]
+    shown = [verdict for verdict in judged.values() if verdict.visible]
+    out = []
+    if not shown:
+        out.append(StudyWarning("no-cervical-spine", "no cervical vertebra lies at least half inside this scan"))
+    doubtful = [v.found for v in shown if v.found is not None and v.found.confidence < SURE_CONFIDENCE]
+    if doubtful:
+        names = ", ".join(Level(item.label).name for item in doubtful)
+        out.append(StudyWarning("levels-uncertain", f"the names of these levels are uncertain by one or more: {names}"))
+    missing = [level.name for level, verdict in judged.items() if not verdict.visible]
+    if shown and missing:
+        out.append(StudyWarning("levels-not-visible", f"not visible in this scan: {', '.join(missing)}"))
+    return out
