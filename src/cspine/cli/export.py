@@ -1,0 +1,45 @@
+"""``cspine export``: a trained run becomes a bundle that predicts without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cspine.cli import console
+from cspine.cli.evaluate import counting
+from cspine.cli.extras import require
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that trained both networks.", file_okay=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the run's samples (default: RUN/samples).", file_okay=False)
+    ] = None,
+    calibrate: Annotated[int, typer.Option(help="Phantoms to fit calibration and thresholds on; 0: none.", min=0)] = 60,
+    seed: Annotated[int, typer.Option(help="Set of those phantoms; evaluate on another.", min=0)] = 1,
+    preset: Annotated[str, typer.Option(help="Kind of scan: clinical, spine or coarse.")] = "clinical",
+    multiplier: Annotated[float, typer.Option(help="Factor on the prevalence of fractures there.", min=0.0)] = 4.0,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    half: Annotated[bool, typer.Option(help="Store large weights in float16.")] = True,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle (default: the recipe's).")] = None,
+) -> None:
+    """Write ONNX files, check them in both runtimes, calibrate, and vouch for every byte."""
+    require("train", for_what="cspine export")
+    from cspine.evaluation.phantoms import PhantomSet, evaluate_phantoms_in_parallel
+    from cspine.training.export import calibrate_bundle, export_bundle
+
+    screen = console.stderr()
+    bundle = export_bundle(run, out, samples=data, half=half, name=name)
+    screen.print(f"both networks answer as torch does, in OpenVINO and ONNX Runtime: {out}", soft_wrap=True)
+    if calibrate:
+        phantoms = PhantomSet(count=calibrate, seed=seed, preset=preset, multiplier=multiplier)
+        with counting("phantoms judged", calibrate) as progress:
+            records = evaluate_phantoms_in_parallel(
+                phantoms, out, folder=run / "calibration", workers=workers, progress=progress
+            )
+        bundle = calibrate_bundle(out, records)
+    typer.echo(f"{out} {bundle.sha256}")

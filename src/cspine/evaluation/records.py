@@ -1,0 +1,175 @@
+"""What one scored case leaves behind: plain rows, in JSON and back, from which every table is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from cspine.anatomy import LEVELS, Level
+from cspine.cases import Case
+from cspine.evaluation.metrics import dice, level_hits
+from cspine.findings import Findings
+from cspine.inference.predictor import Prediction
+from cspine.volume import Volume
+
+# A vertebra counts as in view when this share of it is in the field, and as absent below the second.
+IN_VIEW = 0.5
+ABSENT = 0.02
+CERVICAL = tuple(int(level) for level in LEVELS)
+
+
+class LevelRecord(BaseModel):
+    """Truth and answer of one vertebra of one case.
+
+    Attributes:
+        level: C1..C7.
+        visible_fraction: truth, 0..1.
+        fractured: truth, an acute fracture.
+        types: truth.
+        severity: truth, 0 hairline to 1 displaced.
+        old_fracture: truth, a healed one.
+        claimed: the answer says that it is in view.
+        right_level: the answer's centre is right; False when there is none.
+        distance_mm: between true and answered centre; None without an answer.
+        dice: of its mask on the locator's grid; None when it is not in view.
+        probability: the answer's, None when it was not judged.
+        logit: raw vertebra logit, None when it was not judged.
+        called: the answer says fracture.
+        type: the answer's.
+        confidence: of the level's name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: str
+    visible_fraction: float
+    fractured: bool
+    types: tuple[str, ...] = ()
+    severity: float = 0.0
+    old_fracture: bool = False
+    claimed: bool
+    right_level: bool
+    distance_mm: float | None = None
+    dice: float | None = None
+    probability: float | None = None
+    logit: float | None = None
+    called: bool = False
+    type: str | None = None
+    confidence: float = 0.0
+
+    @property
+    def in_view(self) -> bool:
+        """The truth says that it can be judged."""
+        return self.visible_fraction >= IN_VIEW
+
+
+class CaseRecord(BaseModel):
+    """Truth and answer of one case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bundle: str
+    fractured: bool
+    probability: float | None
+    called: bool
+    status: str
+    spine_dice: float | None
+    seconds: float
+    levels: tuple[LevelRecord, ...]
+
+
+def score_case(case: Case, prediction: Prediction) -> CaseRecord:
+    """Compare an answer with the truth.
+
+    Args:
+        case: with ``levels``; ``labels`` for the Dice.
+        prediction: of the same volume.
+    """
+    findings = prediction.findings
+    overlap, spine = _overlaps(case, prediction)
+    hits, distances = _placed(case, findings)
+    rows = []
+    for item in findings.levels:
+        level = Level[item.level]
+        truth = case.levels[level]
+        in_view = truth.visible_fraction >= IN_VIEW
+        rows.append(
+            LevelRecord(
+                level=item.level,
+                visible_fraction=round(truth.visible_fraction, 4),
+                fractured=truth.fractured,
+                types=truth.types,
+                severity=round(truth.severity, 3),
+                old_fracture=truth.old_fracture,
+                claimed=item.visible,
+                right_level=hits.get(level, False),
+                distance_mm=distances.get(level),
+                dice=round(overlap.get(int(level), 0.0), 4) if in_view and case.labels is not None else None,
+                probability=item.probability,
+                logit=prediction.logits.get(item.level),
+                called=bool(item.fracture),
+                type=item.type,
+                confidence=item.confidence,
+            )
+        )
+    bundle = findings.provenance.bundle
+    return CaseRecord(
+        name=case.name,
+        bundle=bundle.sha256 if bundle else "",
+        fractured=any(truth.fractured for truth in case.levels.values()),
+        probability=findings.patient.probability,
+        called=bool(findings.patient.fracture),
+        status=findings.status,
+        spine_dice=spine,
+        seconds=findings.provenance.seconds.get("total", 0.0),
+        levels=tuple(rows),
+    )
+
+
+def _placed(case: Case, findings: Findings) -> tuple[dict[Level, bool], dict[Level, float]]:
+    """Which levels in view were named rightly, and how far off every answered centre is."""
+    truth = {
+        level: item.body_center_mm
+        for level, item in case.levels.items()
+        if item.body_center_mm is not None and item.visible_fraction >= IN_VIEW
+    }
+    found = {
+        Level[item.level]: item.body_center_mm
+        for item in findings.levels
+        if item.visible and item.body_center_mm is not None
+    }
+    distances = {
+        level: round(float(np.linalg.norm(np.subtract(found[level], truth[level]))), 2)
+        for level in truth
+        if level in found
+    }
+    return level_hits(truth, found), distances
+
+
+def _overlaps(case: Case, prediction: Prediction) -> tuple[Mapping[int, float], float | None]:
+    """Dice a level and of all cervical vertebrae as one, on the locator's grid."""
+    if case.labels is None:
+        return {}, None
+    shape = prediction.labels.shape
+    truth = on_grid(case.labels, case.volume.affine, prediction.labels_affine, (shape[0], shape[1], shape[2]))
+    whole = dice(_cervical(truth), _cervical(prediction.labels), (1,))
+    return dice(truth, prediction.labels, CERVICAL), whole.get(1)
+
+
+def _cervical(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return ((labels >= Level.C1) & (labels <= Level.C7)).astype(np.uint8)
+
+
+def on_grid(
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    target: NDArray[np.float64],
+    shape: tuple[int, int, int],
+) -> NDArray[np.uint8]:
+    """A label mask on another grid, nearest voxel; outside it is background."""
+    moved = Volume(labels, affine).resampled_to(target, shape, order=0, fill=0)
+    return np.asarray(moved.hu, dtype=np.uint8)

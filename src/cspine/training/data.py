@@ -1,0 +1,195 @@
+"""Endless streams of random training examples from a folder that may still be growing, and fixed validation sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from cspine.errors import StudyError
+from cspine.inference.stacks import PLANES
+from cspine.training.locator_windows import Window, draw_window
+from cspine.training.recipe import ClassifierStage, LocatorStage
+from cspine.training.samples import (
+    read_classifier_sample,
+    read_locator_sample,
+    read_meta,
+    sample_paths,
+)
+from cspine.training.stacks import Stack, draw_stack
+
+Example = dict[str, torch.Tensor]
+Stage = LocatorStage | ClassifierStage
+
+# Batches drawn between two looks at the folder.
+RESCAN_EVERY = 50
+WAIT_SECONDS = 2.0
+
+
+def type_names() -> tuple[str, ...]:
+    """Order of the type logits."""
+    from cspine.phantoms.fracture_types import FractureType
+
+    return tuple(str(item) for item in FractureType)
+
+
+class Pool:
+    """What may be drawn from a folder; grows as the folder does."""
+
+    def __init__(self, folder: Path, stage: Stage, *, held_back: bool) -> None:
+        self.folder, self.stage, self.held_back = folder, stage, held_back
+        self.paths: list[Path] = []
+        self.positives: list[tuple[Path, int]] = []
+        self.negatives: list[tuple[Path, int]] = []
+        self._known: set[Path] = set()
+
+    def refresh(self) -> None:
+        """Take in samples that were finished since the last look."""
+        for path in sample_paths(self.folder, held_back=self.held_back):
+            if path in self._known:
+                continue
+            self._known.add(path)
+            self.paths.append(path)
+            if isinstance(self.stage, ClassifierStage):
+                for index, item in enumerate(read_meta(path)["vertebrae"]):
+                    (self.positives if item["fractured"] else self.negatives).append((path, index))
+
+    @property
+    def ready(self) -> bool:
+        """Is there anything to draw?"""
+        if isinstance(self.stage, ClassifierStage):
+            return bool(self.positives and self.negatives)
+        return bool(self.paths)
+
+    def draw(self, rng: np.random.Generator, planes: int = PLANES) -> Example:
+        """One random example; a classifier's stack has ``planes`` slices."""
+        if isinstance(self.stage, LocatorStage):
+            path = self.paths[rng.integers(len(self.paths))]
+            return window_tensors(draw_window(read_locator_sample(path), self.stage, rng))
+        table = self.positives if rng.random() < self.stage.positive_share else self.negatives
+        path, index = table[rng.integers(len(table))]
+        sample = read_classifier_sample(path)
+        vertebra = sample.vertebrae[index]
+        return stack_tensors(draw_stack(sample, vertebra, self.stage, type_names(), rng, planes=planes))
+
+    def draw_batch(self, rng: np.random.Generator) -> Example:
+        """A batch of random examples, each tensor with a first axis more."""
+        count, planes = self.stage.schedule.batch_size, PLANES
+        if isinstance(self.stage, ClassifierStage):
+            planes = int(rng.choice(self.stage.planes))
+            count = max(1, round(count * PLANES / planes))
+        batch: Example = default_collate([self.draw(rng, planes) for _ in range(count)])
+        return batch
+
+
+class Stream(IterableDataset[Example]):
+    """Batches of random examples without end.
+
+    Args:
+        folder: of samples; may be empty at first when a generator is writing to it.
+        stage: the recipe's stage.
+        seed: of the draws; workers and epochs get their own.
+        patience: seconds to wait for the first sample.
+    """
+
+    def __init__(self, folder: Path, stage: Stage, seed: int, patience: float = 60.0) -> None:
+        super().__init__()
+        self.folder, self.stage, self.seed, self.patience = folder, stage, seed, patience
+
+    def __iter__(self) -> Iterator[Example]:
+        info = get_worker_info()
+        rng = np.random.default_rng([self.seed, 0 if info is None else info.id])
+        torch.set_num_threads(1)
+        pool = Pool(self.folder, self.stage, held_back=False)
+        self._wait(pool)
+        drawn = 0
+        while True:
+            if drawn % RESCAN_EVERY == RESCAN_EVERY - 1:
+                pool.refresh()
+            yield pool.draw_batch(rng)
+            drawn += 1
+
+    def _wait(self, pool: Pool) -> None:
+        deadline = time.monotonic() + self.patience
+        pool.refresh()
+        while not pool.ready:
+            if time.monotonic() > deadline:
+                raise StudyError(
+                    "no training samples to draw from (the classifier needs fractured and intact vertebrae)",
+                    where=str(self.folder),
+                    fix="Generate phantoms first, or give --phantoms",
+                )
+            time.sleep(WAIT_SECONDS)
+            pool.refresh()
+
+
+class HeldBack(Dataset[Example]):
+    """Validation examples, without augmentation; fixed for a folder that no longer grows."""
+
+    def __init__(self, folder: Path, stage: Stage, limit: int) -> None:
+        self.stage = stage
+        pool = Pool(folder, stage, held_back=True)
+        pool.refresh()
+        self.items: list[tuple[Path, int]] = [(path, 0) for path in pool.paths]
+        if isinstance(stage, ClassifierStage):
+            self.items = sorted(pool.positives + pool.negatives)
+        self.items = self.items[:limit]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        path, position = self.items[index]
+        rng = np.random.default_rng(index)
+        if isinstance(self.stage, LocatorStage):
+            return window_tensors(draw_window(read_locator_sample(path), self.stage, rng, plain=True))
+        sample = read_classifier_sample(path)
+        stack = draw_stack(sample, sample.vertebrae[position], self.stage, type_names(), rng, plain=True)
+        return stack_tensors(stack)
+
+
+def window_tensors(window: Window) -> Example:
+    """A window as the locator's module takes it (without the batch axis)."""
+    return {
+        "image": torch.from_numpy(window.image)[None],
+        "labels": torch.from_numpy(window.labels),
+        "heat": torch.from_numpy(window.heat),
+        "known": torch.from_numpy(window.known),
+    }
+
+
+def stack_tensors(stack: Stack) -> Example:
+    """A stack as the classifier's module takes it (without the batch axis)."""
+    return {
+        "stack": torch.from_numpy(stack.stack),
+        "vertebra": torch.tensor(stack.vertebra, dtype=torch.float32),
+        "slices": torch.from_numpy(stack.slices),
+        "types": torch.from_numpy(stack.types),
+        "types_known": torch.tensor(1.0),
+        "evidence": torch.from_numpy(stack.evidence),
+    }
+
+
+def train_loader(folder: Path, stage: Stage, *, seed: int, workers: int, patience: float = 60.0) -> DataLoader[Any]:
+    """Batches of random examples without end; with ``workers`` they are made in other processes."""
+    stream = Stream(folder, stage, seed, patience)
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
+        persistent_workers=workers > 0,
+    )
+
+
+def validation_loader(folder: Path, stage: Stage, limit: int) -> DataLoader[Any] | None:
+    """Batches of the held-back examples, or None when there are none yet."""
+    held = HeldBack(folder, stage, limit)
+    if not len(held):
+        return None
+    return DataLoader(held, batch_size=stage.schedule.batch_size, num_workers=0)

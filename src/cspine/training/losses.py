@@ -1,0 +1,122 @@
+"""Losses of the two stages. All take logits in any float type and compute in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cspine.training.recipe import ClassifierLoss, LocatorLoss
+
+# Voxels a class needs in a window before its Dice is asked for; below, a few border voxels would rule the gradient.
+MIN_DICE_VOXELS = 20
+
+
+def soft_dice(probability: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """Soft Dice (Milletari et al., 2016) a row: both ``[N, V]`` in 0..1 → ``[N]``."""
+    overlap = (probability * target).sum(1)
+    return (2 * overlap + smooth) / (probability.sum(1) + target.sum(1) + smooth)
+
+
+def heat_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Quality focal loss (Li et al., 2020) of a heat map, per peak.
+
+    Args:
+        logits: ``[B, Z, Y, X]``.
+        target: same shape, 0..1, 1 at a centre.
+        known: bool, same shape; voxels where the truth is unknown do not count.
+    """
+    probability = torch.sigmoid(logits)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    loss = (probability - target).square() * entropy * known
+    # A Gaussian of sigma 2 voxels sums to 126; "per peak" keeps the scale whatever is in view.
+    return loss.sum() / torch.clamp((target * known).sum(), min=60.0)
+
+
+def locator_loss(
+    output: Tensor, labels: Tensor, heat: Tensor, known: Tensor, weights: LocatorLoss
+) -> dict[str, Tensor]:
+    """Cross-entropy, soft Dice over the bone classes in view, and heat.
+
+    Args:
+        output: ``[B, C + 1, Z, Y, X]`` logits.
+        labels: ``[B, Z, Y, X]`` integers 0..C-1.
+        heat: ``[B, Z, Y, X]``, see ``heat_loss``.
+        known: bool, same shape, see ``heat_loss``.
+        weights: the recipe's.
+
+    Returns:
+        ``total`` and its parts, scalars.
+    """
+    logits = output[:, :-1].float()
+    classes = logits.shape[1]
+    log_probability = functional.log_softmax(logits, 1)
+    weight = torch.tensor(weights.class_weights, device=output.device)
+    entropy = functional.nll_loss(log_probability, labels.long(), weight=weight)
+    probability = log_probability.exp().flatten(2)[:, 1:]
+    truth = (labels.flatten(1).unsqueeze(1) == torch.arange(1, classes, device=labels.device)[None, :, None]).float()
+    present = truth.sum(2) > MIN_DICE_VOXELS
+    dice = soft_dice(probability.flatten(0, 1), truth.flatten(0, 1)).view_as(present)
+    lost = torch.where(present, 1 - dice, 0.0).sum() / present.sum().clamp(min=1)
+    centre = heat_loss(output[:, -1].float(), heat, known)
+    total = weights.cross_entropy * entropy + weights.dice * lost + weights.heat * centre
+    return {"total": total, "cross_entropy": entropy, "dice": lost, "heat": centre}
+
+
+@dataclass(frozen=True, slots=True)
+class StackTargets:
+    """Truth of a batch of stacks.
+
+    Attributes:
+        vertebra: ``[B]`` 0..1.
+        slices: ``[B, S]`` 0..1.
+        types: ``[B, T]`` 0..1.
+        evidence: ``[B, S, h, w]`` 0..1.
+        types_known: ``[B]`` 0 or 1.
+    """
+
+    vertebra: Tensor
+    slices: Tensor
+    types: Tensor
+    evidence: Tensor
+    types_known: Tensor
+
+
+def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: ClassifierLoss) -> dict[str, Tensor]:
+    """BCE of vertebra, slices and types, focal-weighted BCE and Dice of the evidence map.
+
+    Returns:
+        ``total`` and its parts, scalars.
+    """
+    smooth = weights.label_smoothing
+    wanted = truth.vertebra * (1 - 2 * smooth) + smooth
+    positive = torch.tensor(weights.positive_weight, device=wanted.device)
+    vertebra = functional.binary_cross_entropy_with_logits(output["vertebra"].float(), wanted, pos_weight=positive)
+    slices = functional.binary_cross_entropy_with_logits(output["slices"].float(), truth.slices)
+    evidence, lost = _evidence_loss(output["evidence"].float(), truth.evidence)
+    each = functional.binary_cross_entropy_with_logits(output["types"].float(), truth.types, reduction="none").mean(1)
+    types = (each * truth.types_known).mean()
+    total = (
+        weights.vertebra * vertebra
+        + weights.slices * slices
+        + weights.evidence * evidence
+        + weights.evidence_dice * lost
+        + weights.types * types
+    )
+    return {"total": total, "vertebra": vertebra, "slices": slices, "evidence": evidence, "dice": lost, "types": types}
+
+
+def _evidence_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal BCE (Lin et al., 2017, gamma 2) per positive cell, and Dice over the stacks that have a fracture."""
+    probability = torch.sigmoid(logits)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = (probability - target).square() * entropy
+    cells = target.sum((1, 2, 3))
+    # Negatives share a floor, so a stack without fracture still teaches, at the scale of a small one.
+    floor = 40.0
+    entropy_loss = (focal.sum((1, 2, 3)) / cells.clamp(min=floor)).mean()
+    has = (cells > 0).float()
+    dice = soft_dice(probability.flatten(1), target.flatten(1))
+    return entropy_loss, ((1 - dice) * has).sum() / has.sum().clamp(min=1)

@@ -1,0 +1,222 @@
+"""``Recipe``: a method as one typed configuration, loaded from TOML.
+
+A recipe has stages; a stage is one trained network with its data, augmentation, losses and schedule.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cspine.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Range = tuple[float, float]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UNet3dNetwork(_Model):
+    """A 3D U-Net whose first layer halves the grid: most of its work is done at twice the voxel size.
+
+    ``widths`` are channels from the finest grid (twice the input's voxel size) to the coarsest.
+    """
+
+    kind: Literal["unet3d"] = "unet3d"
+    widths: tuple[int, ...] = Field(default=(32, 48, 96, 160), min_length=2, max_length=6)
+    classes: int = Field(default=10, ge=2)
+
+
+class StackNetwork(_Model):
+    """A 2D encoder for each slice of a stack, mixing along z, an evidence map at stride 4, and a BiLSTM over slices.
+
+    ``widths`` are channels at strides 2, 4, 8 and 16; ``blocks`` residual blocks at strides 4, 8 and 16.
+    """
+
+    kind: Literal["stack-bilstm"] = "stack-bilstm"
+    widths: tuple[int, int, int, int] = (32, 64, 128, 192)
+    blocks: tuple[int, int, int] = (1, 2, 2)
+    neck: int = Field(default=48, ge=8)
+    hidden: int = Field(default=96, ge=4)
+    dropout: Fraction = 0.2
+    types: int = Field(default=13, ge=1)
+
+
+class Schedule(_Model):
+    """How long and how fast a stage learns (AdamW, linear warm-up, then half a cosine)."""
+
+    learning_rate: Positive = 2e-3
+    weight_decay: float = Field(default=1e-2, ge=0)
+    batch_size: int = Field(default=1, ge=1)
+    steps: int = Field(default=8000, ge=1)
+    warmup_steps: int = Field(default=100, ge=1)
+    final_factor: Fraction = 0.02
+    gradient_clip: Positive = 2.0
+    ema_decay: Fraction = 0.998
+    freeze_norm_at: Fraction = Field(
+        default=0.5, description="part of the schedule after which batch statistics are fixed"
+    )
+
+
+class LocatorAugment(_Model):
+    """Random changes to a locator window. Probabilities are 0..1; ranges are inclusive."""
+
+    flip: Fraction = 0.5
+    rotate_probability: Fraction = 0.35
+    rotate_degrees: float = 12.0
+    scale: Range = (0.88, 1.14)
+    crop_z_probability: Fraction = 0.35
+    contrast: Range = (0.85, 1.15)
+    shift_hu: float = 40.0
+    noise_hu: float = 60.0
+    blur_probability: Fraction = 0.15
+    air_outside_probability: Fraction = 0.1
+
+
+class ClassifierAugment(_Model):
+    """Random changes to a vertebra stack and to the mask and frame it is cut with."""
+
+    flip: Fraction = 0.5
+    shift_mm: float = 3.0
+    rotate_degrees: float = 8.0
+    scale: Range = (0.92, 1.1)
+    coarse_mask: Fraction = 0.7
+    mask_shift_mm: float = 2.0
+    mask_leak: Fraction = 0.2
+    contrast: Range = (0.88, 1.14)
+    shift_hu: float = 30.0
+    noise_hu: float = 60.0
+    blur_probability: Fraction = 0.15
+    drop_slices: Fraction = 0.15
+    cutout: Fraction = 0.2
+    mixup: Fraction = 0.15
+
+
+class LocatorLoss(_Model):
+    """Weights of the locator's losses."""
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    heat: float = 1.0
+    class_weights: tuple[float, ...] = (0.3, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0, 0.6)
+
+
+class ClassifierLoss(_Model):
+    """Weights of the classifier's losses."""
+
+    vertebra: float = 1.0
+    slices: float = 0.5
+    evidence: float = 1.0
+    evidence_dice: float = 0.5
+    types: float = 0.15
+    label_smoothing: Fraction = 0.02
+    positive_weight: float = 1.0
+
+
+class LocatorStage(_Model):
+    """The network that finds and names vertebrae, on windows ``[z, y, x]`` of ``spacing_mm`` voxels."""
+
+    network: UNet3dNetwork = UNet3dNetwork()
+    schedule: Schedule = Schedule()
+    augment: LocatorAugment = LocatorAugment()
+    loss: LocatorLoss = LocatorLoss()
+    spacing_mm: Positive = 2.0
+    window: tuple[int, int, int] = (112, 96, 80)
+    heat_sigma_mm: Positive = 4.0
+    anchored: Fraction = Field(default=0.85, description="share of windows that are placed to hold spine")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LocatorStage:
+        step = 2 ** len(self.network.widths)
+        if any(n % step for n in self.window):
+            raise ValueError(f"window must be multiples of {step} for {len(self.network.widths)} widths")
+        if len(self.loss.class_weights) != self.network.classes:
+            raise ValueError(f"loss.class_weights needs {self.network.classes} values")
+        return self
+
+
+class ClassifierStage(_Model):
+    """The network that judges one vertebra from its stack of slices."""
+
+    network: StackNetwork = StackNetwork()
+    schedule: Schedule = Schedule(learning_rate=1.5e-3, batch_size=8, steps=6000)
+    augment: ClassifierAugment = ClassifierAugment()
+    loss: ClassifierLoss = ClassifierLoss()
+    positive_share: Fraction = Field(default=0.4, description="share of fractured vertebrae drawn in training")
+    minimum_evidence: int = Field(default=12, ge=1, description="stack voxels of fracture that make a positive")
+    planes: tuple[Annotated[int, Field(ge=4, le=24)], ...] = Field(
+        default=(24,),
+        min_length=1,
+        description="slices of training stacks, drawn a batch; a batch of fewer holds more stacks, for equal work",
+    )
+
+
+class PhantomData(_Model):
+    """Which phantoms are drawn for training."""
+
+    locator_presets: tuple[str, ...] = ("coarse",)
+    classifier_presets: tuple[str, ...] = ("spine",)
+    fracture_multiplier: Positive = Field(default=6.0, description="factor on the odds of fractures, locator")
+    fracture_rate: Fraction = Field(default=0.4, description="chance of a fracture a vertebra, classifier")
+
+
+class Recipe(_Model):
+    """A complete method: who it comes from, its two stages and its data."""
+
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    version: str = "0.1.0"
+    title: str = ""
+    source: str = ""
+    seed: int = 0
+    locator: LocatorStage = LocatorStage()
+    classifier: ClassifierStage = ClassifierStage()
+    phantoms: PhantomData = PhantomData()
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with cspine."""
+    folder = resources.files("cspine.training") / "recipes"
+    return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name (``"base"``) or any TOML file by path.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, or an invalid value; ``where`` names the file and the offending key.
+    """
+    text, where = _read(name_or_path)
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"expected TOML: {error}", where=where, fix="Correct the syntax") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "top level"
+        got = "" if isinstance(first.get("input"), dict) else f", got {first.get('input')!r}"
+        raise RecipeError(f"{first['msg']}{got}", where=f"{where}: {key}", fix="Correct or remove that key") from error
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            return path.read_text(encoding="utf-8"), path.name
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the recipe: {error}", where=path.name) from error
+    known = recipe_names()
+    if str(name_or_path) not in known:
+        raise RecipeError(
+            f"expected one of {', '.join(known)} or a .toml file, got {str(name_or_path)!r}",
+            where="recipe",
+            fix="Choose one of these names or give a path that ends in .toml",
+        )
+    file = resources.files("cspine.training") / "recipes" / f"{name_or_path}.toml"
+    return file.read_text(encoding="utf-8"), f"{name_or_path}.toml"

@@ -1,0 +1,229 @@
+"""Random stacks of classifier samples: frame, mask and intensities as imperfect as inference finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cspine.inference.stacks import (
+    COLUMNS,
+    EVIDENCE_STRIDE,
+    NEIGHBOUR_MM,
+    PIXEL_MM,
+    PLANE_MM,
+    PLANES,
+    ROWS,
+    Frame,
+    assemble,
+    sample_block,
+    stack_middle,
+)
+from cspine.training.recipe import ClassifierAugment, ClassifierStage
+from cspine.training.samples import ClassifierSample, Vertebra
+from cspine.volume import AIR_HU, Volume
+
+Array = NDArray[Any]
+# Share of partial stacks of a broken vertebra that are laid over its evidence; the rest may miss it and are intact.
+SHOWING = 0.85
+EVIDENCE_SHAPE = (PLANES, ROWS // EVIDENCE_STRIDE, COLUMNS // EVIDENCE_STRIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One training example of the classifier.
+
+    Attributes:
+        stack: float32 ``[S, 4, 128, 160]``; S is 24, or less for a part.
+        vertebra: 0 or 1.
+        slices: ``[S]`` 0 or 1.
+        types: ``[T]`` 0 or 1.
+        evidence: ``[S, 32, 40]`` 0 or 1.
+    """
+
+    stack: NDArray[np.float32]
+    vertebra: float
+    slices: NDArray[np.float32]
+    types: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+
+
+def draw_stack(
+    sample: ClassifierSample,
+    vertebra: Vertebra,
+    stage: ClassifierStage,
+    type_names: tuple[str, ...],
+    rng: np.random.Generator,
+    *,
+    planes: int = PLANES,
+    plain: bool = False,
+) -> Stack:
+    """Cut one vertebra.
+
+    Args:
+        sample: the scan.
+        vertebra: one of its vertebrae.
+        stage: augmentation of the recipe.
+        type_names: order of the type logits.
+        rng: source of chance.
+        planes: slices of the stack; fewer than all show a part of it, mostly one with evidence when there is any.
+        plain: exactly as inference with a perfect mask would (for validation).
+    """
+    augment = stage.augment
+    frame, scale = (vertebra.frame, 1.0) if plain else _jitter(vertebra.frame, augment, rng)
+    middle = stack_middle(vertebra.label)
+    evidence, count = draw_evidence(sample, vertebra.label, frame, middle, scale)
+    start = _first_plane(evidence, planes, rng)
+    evidence = evidence[start : start + planes]
+    shift = (start + (planes - 1) / 2 - (PLANES - 1) / 2) * PLANE_MM * scale
+    part = (middle[0], middle[1], middle[2] + shift)
+    # Outside the scan there is air; training crops end where real scans go on, so sometimes tissue is shown there.
+    fill = AIR_HU if plain or rng.random() < 0.5 else float(rng.uniform(-100, 60))
+    fine = _block(sample.volume, frame, 2 * planes + 1, NEIGHBOUR_MM, scale, part, fill)
+    mask = _mask(sample, vertebra.label, augment, rng, plain=plain)
+    soft = _block(mask, frame, planes, PLANE_MM, scale, part, 0.0)
+    if not plain:
+        fine = _tone(fine, augment, rng)
+    stack = assemble(fine, soft)
+    if not plain:
+        _hide(stack, augment, rng)
+        if rng.random() < augment.flip:
+            stack, evidence = np.ascontiguousarray(stack[..., ::-1]), np.ascontiguousarray(evidence[..., ::-1])
+    positive = float(vertebra.fractured and count >= stage.minimum_evidence and bool(evidence.any()))
+    types = np.array([positive * (name in vertebra.types) for name in type_names], np.float32)
+    evidence = evidence * np.float32(positive)
+    return Stack(stack, positive, evidence.max((1, 2)), types, evidence)
+
+
+def _first_plane(evidence: Array, planes: int, rng: np.random.Generator) -> int:
+    """Where a part of ``planes`` slices begins: around a slice with evidence, else near the middle."""
+    free = len(evidence) - planes
+    if free <= 0:
+        return 0
+    holding = np.flatnonzero(evidence.any((1, 2)))
+    if len(holding) and rng.random() < SHOWING:
+        start = int(rng.choice(holding)) - int(rng.integers(0, planes))
+    else:
+        start = round(rng.normal(free / 2, free / 4))
+    return min(max(start, 0), free)
+
+
+def _block(
+    volume: Volume,
+    frame: Frame,
+    planes: int,
+    plane_mm: float,
+    scale: float,
+    middle: tuple[float, float, float],
+    fill: float,
+) -> NDArray[np.float32]:
+    """Samples ``[planes, 128, 160]``, the distances between them times ``scale``."""
+    spacing = (PIXEL_MM * scale, PIXEL_MM * scale, plane_mm * scale)
+    return sample_block(volume, frame, shape=(planes, ROWS, COLUMNS), spacing=spacing, middle=middle, fill=fill)
+
+
+def draw_evidence(
+    sample: ClassifierSample, label: int, frame: Frame, middle: tuple[float, float, float], scale: float
+) -> tuple[NDArray[np.float32], int]:
+    """Cells ``[24, 32, 40]`` that hold fracture voxels of one vertebra, and how many voxels lie in the stack."""
+    evidence = np.zeros(EVIDENCE_SHAPE, np.float32)
+    own = sample.points[sample.points[:, 0] == label, 1:]
+    if not len(own):
+        return evidence, 0
+    size = np.array([COLUMNS * PIXEL_MM, ROWS * PIXEL_MM, PLANES * PLANE_MM]) * scale
+    cell = np.array([PIXEL_MM * EVIDENCE_STRIDE, PIXEL_MM * EVIDENCE_STRIDE, PLANE_MM]) * scale
+    at = frame.to_local(own) - np.asarray(middle) + size / 2
+    inside = ((at >= 0) & (at < size)).all(1)
+    # Voxels larger than a cell along z fill all the planes that they reach.
+    half = 0.45 * sample.point_mm[2]
+    for shift in (0.0,) if half < 0.4 else (-half, 0.0, half):
+        index = np.floor((at[inside] + (0, 0, shift)) / cell).astype(int)
+        index = index[((index >= 0) & (index < EVIDENCE_SHAPE[::-1])).all(1)]
+        evidence[index[:, 2], index[:, 1], index[:, 0]] = 1
+    # Voxel volumes differ between scans; count in units of a typical one (0.25 mm3).
+    return evidence, int(inside.sum() * float(np.prod(sample.point_mm)) / 0.25)
+
+
+def _jitter(frame: Frame, augment: ClassifierAugment, rng: np.random.Generator) -> tuple[Frame, float]:
+    """The frame as a locator might have put it, and a scale for people of other sizes."""
+    from scipy.spatial.transform import Rotation
+
+    angles = rng.normal(0, augment.rotate_degrees / 2, 3)
+    shift = rng.normal(0, augment.shift_mm / 2, 3)
+    axes = frame.axes @ Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    return Frame(frame.origin + frame.axes @ shift, axes), float(rng.uniform(*augment.scale))
+
+
+def _mask(
+    sample: ClassifierSample, label: int, augment: ClassifierAugment, rng: np.random.Generator, *, plain: bool
+) -> Volume:
+    """The vertebra's mask on the 2 mm grid, with the faults of a locator: too thin, too thick, shifted, leaking."""
+    from scipy import ndimage
+
+    index = np.argwhere(sample.labels == label)
+    if not len(index):
+        return Volume(np.zeros((2, 2, 2), np.float32), sample.labels_affine)
+    low = np.maximum(index.min(0) - 5, 0)
+    high = np.minimum(index.max(0) + 6, sample.labels.shape)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    part = sample.labels[box]
+    own = part == label
+    affine = sample.labels_affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low[::-1]
+    if plain or rng.random() >= augment.coarse_mask:
+        return Volume(own.astype(np.float32), affine)
+    if rng.random() < augment.mask_leak:
+        # A slab of the neighbour taken for this vertebra.
+        other = (part > 0) & (part < 9) & ~own
+        depth = int(rng.integers(1, 4))
+        own = own | (other & ndimage.binary_dilation(own, iterations=depth))
+    kind = rng.integers(5)
+    if kind == 1:
+        own = ndimage.binary_dilation(own)
+    elif kind == 2:
+        own = ndimage.binary_erosion(own) | (own & (rng.random(own.shape) < 0.5))
+    elif kind == 3:
+        own = ndimage.binary_closing(own, iterations=2)
+    elif kind == 4:
+        # A process that was missed: everything past a random plane.
+        away = (np.argwhere(own) - index.mean(0) + low) @ rng.standard_normal(3)
+        keep = away < np.quantile(away, rng.uniform(0.85, 0.99))
+        thinner = np.zeros_like(own)
+        thinner[tuple(np.argwhere(own)[keep].T)] = True
+        own = thinner
+    affine[:3, 3] += rng.normal(0, augment.mask_shift_mm / 2, 3)
+    soft = own.astype(np.float32)
+    if rng.random() < 0.5:
+        soft = ndimage.gaussian_filter(soft, rng.uniform(0.3, 0.8))
+    return Volume(soft, affine)
+
+
+def _tone(fine: Array, augment: ClassifierAugment, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Contrast, offset, noise and blur of HU ``[49, 128, 160]``."""
+    from scipy import ndimage
+
+    if rng.random() < augment.blur_probability:
+        sigma = rng.uniform(0.3, 1.1)
+        fine = ndimage.gaussian_filter(fine, (rng.uniform(0, 0.8), sigma, sigma))
+    fine = fine * np.float32(rng.uniform(*augment.contrast))
+    fine += np.float32(rng.uniform(-augment.shift_hu, augment.shift_hu))
+    sigma = rng.uniform(0, augment.noise_hu) * (rng.random() < 0.5)
+    if sigma > 2:
+        fine = fine + rng.standard_normal(fine.shape, dtype=np.float32) * np.float32(sigma)
+    return np.asarray(fine, dtype=np.float32)
+
+
+def _hide(stack: NDArray[np.float32], augment: ClassifierAugment, rng: np.random.Generator) -> None:
+    """Slices that repeat a neighbour and boxes without content, in place; never the mask."""
+    if rng.random() < augment.drop_slices:
+        for plane in rng.integers(1, len(stack), int(rng.integers(1, 4))):
+            stack[plane, :3] = stack[plane - 1, :3]
+    if rng.random() < augment.cutout:
+        rows, columns = stack.shape[2:]
+        height, width = rng.integers(8, 33, 2)
+        top, left = rng.integers(0, rows - height), rng.integers(0, columns - width)
+        depth = int(rng.integers(2, max(3, len(stack) // 3)))
+        first = int(rng.integers(0, len(stack) - depth))
+        stack[first : first + depth, :3, top : top + height, left : left + width] = np.float32(-0.6)
