@@ -1,0 +1,1 @@
+"""The command line: one thin module a command. What a command needs is imported when it runs, not before."""
