@@ -40,6 +40,10 @@ EXTRAS: tuple[Extra, ...] = (
         ("torch", "lightning", "onnx", "onnxscript", "matplotlib"),
     ),
     Extra("yolo", "YOLO locators (Ultralytics, AGPL-3.0)", ("ultralytics",)),
+    Extra("web", "libraries of the web application, still to be built", ("flask", "flask_security", "sqlalchemy")),
+    Extra("node", "libraries of the DICOM node, still to be built", ("pynetdicom", "highdicom", "dbos")),
+    Extra("desktop", "libraries of the desktop application, still to be built", ("PySide6", "pyqtgraph")),
+    Extra("cluster", "libraries of training on several machines, still to be built", ("ray",)),
     Extra("dev", "work on cspine itself", ("pytest", "hypothesis", "mypy", "ruff", "importlinter")),
 )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cspine.phantoms.breakage import BrokenBone, Change, Extent, Motion, Piece, Points, SampleBone, Values, Vector
 from cspine.phantoms.fracture_draft import BACK, UP, Draft, Side, Xyz, between, normalised, vector
+from cspine.phantoms.shapes import capsule, ellipsoid, smooth_union
 from cspine.phantoms.shatter import Shatter
 from cspine.phantoms.spine import Anatomy
 
@@ -41,7 +42,7 @@ class Canals:
         near = points[index]
         wall = np.full(index.shape, 99.0, dtype=np.float32)
         for start, end, wide, narrow in self.tubes:
-            wall = np.minimum(wall, _tube(near, start, end, wide, narrow))
+            wall = np.minimum(wall, capsule(near, start, end, wide, narrow))
         changed = wall < 2.0
         index, wall = index[changed], wall[changed]
         now = result.take(index)
@@ -95,38 +96,17 @@ class Growth:
         result = bone(points)
         index, sdf = _ellipsoid(points, self.centre, self.radii)
         now = result.take(index)
-        now.sdf = _smooth_min(now.sdf, sdf, self.blend)
-        now.depth = _smooth_min(now.depth, sdf, self.blend)
+        now.sdf = smooth_union(now.sdf, sdf, self.blend)
+        now.depth = smooth_union(now.depth, sdf, self.blend)
         result.put(index, now)
         return result
-
-
-def _tube(points: Points, start: Vector, end: Vector, wide: float, narrow: float) -> Values:
-    """Signed distance to a tapering tube, mm."""
-    first = np.asarray(start, dtype=np.float32)
-    axis = np.asarray(end, dtype=np.float32) - first
-    relative = points - first
-    along = np.clip(relative @ axis / np.float32(max(float(axis @ axis), 1e-6)), 0.0, 1.0)
-    relative -= along[:, None] * axis
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", relative, relative)) - (wide + along * (narrow - wide)))
 
 
 def _ellipsoid(points: Points, centre: Vector, radii: Vector) -> tuple[NDArray[np.intp], Values]:
     """The points within 3 mm of an ellipsoid and about their signed distance to it."""
     middle, half = np.asarray(centre, dtype=np.float32), np.asarray(radii, dtype=np.float32)
     index = np.flatnonzero((np.abs(points - middle) < half + 3.0).all(axis=1))
-    scaled = (points[index] - middle) / half
-    length = np.linalg.norm(scaled, axis=1)
-    slope = np.linalg.norm(scaled / half, axis=1)
-    distance = np.where(length > 0.05, length * (length - 1.0) / np.maximum(slope, 1e-4), -half.min())
-    return index, distance.astype(np.float32)
-
-
-def _smooth_min(first: Values, second: Values, width: float) -> Values:
-    if width <= 0:
-        return np.minimum(first, second)
-    close = np.maximum(width - np.abs(first - second), 0.0) / width
-    return np.asarray(np.minimum(first, second) - close * close * (0.25 * width), dtype=np.float32)
+    return index, ellipsoid(points[index], middle, half)
 
 
 def plan_confounders(
