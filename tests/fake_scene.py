@@ -37,6 +37,7 @@ class FakeFracture:
     type: str = "wedge"
     severity: float = 0.6
     chronic: bool = False
+    changes: tuple[Any, ...] = ()
 
 
 class FakeScene:
@@ -44,6 +45,7 @@ class FakeScene:
 
     def __init__(self, fractures: tuple[FakeFracture, ...] = (), *, metal: bool = False) -> None:
         self.fractures = fractures
+        self.confounders: dict[int, tuple[Any, ...]] = {}
         poses = {}
         for label in range(1, 13):
             pose = np.eye(4)
@@ -51,7 +53,11 @@ class FakeScene:
             poses[label] = pose
         shapes = {label: FakeShape() for label in poses}
         self.spine: Any = SimpleNamespace(
-            poses=poses, shapes=shapes, landmarks={}, head=poses[1], anatomy=SimpleNamespace(dental_metal=metal)
+            poses=poses,
+            shapes=shapes,
+            landmarks={},
+            head=poses[1],
+            anatomy=SimpleNamespace(dental_metal=metal, fused=()),
         )
         self.rendered: list[Grid] = []
 

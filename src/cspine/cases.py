@@ -22,6 +22,9 @@ class LevelTruth:
         severity: 0 (none) to 1 (displaced); of the worst fracture.
         old_fracture: a healed fracture is present (not a positive label).
         body_center_mm: LPS millimetres, or None when unknown. Convention as in ``findings.json``.
+        displacement_mm: how far its most displaced acute fracture is, see ``phantoms.displacement``; None when there
+            is none or it is unknown.
+        confounders: what may be taken for a fracture and is none, see ``phantoms.confounders.ConfounderKind``.
     """
 
     visible_fraction: float
@@ -30,6 +33,8 @@ class LevelTruth:
     severity: float = 0.0
     old_fracture: bool = False
     body_center_mm: tuple[float, float, float] | None = None
+    displacement_mm: float | None = None
+    confounders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

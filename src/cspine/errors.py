@@ -36,6 +36,12 @@ class UsageError(CspineError):
     exit_code = 2
 
 
+class ShapeError(UsageError):
+    """A mesh or mask cannot serve as a vertebra: open, of another unit, turned, or like no vertebra of its level."""
+
+    code = "shape"
+
+
 class StudyError(CspineError):
     """The input cannot be opened as a CT study. Subclasses say why."""
 

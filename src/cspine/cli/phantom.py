@@ -56,6 +56,13 @@ def phantom(
     masks: Annotated[
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of studies with a mask (rsna2022 layout).")
     ] = 1.0,
+    meshes: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of meshes C1 to C7 (PLY, STL, OBJ); may be repeated."),
+    ] = None,
+    mesh_share: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of patients drawn from the meshes.")
+    ] = 0.6,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core when not given.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -66,7 +73,7 @@ def phantom(
     """
     from cspine.phantoms.cohort import Cohort
 
-    cohort = Cohort(out, layout.value, seed, preset.value, prevalence, masks)
+    cohort = Cohort(out, layout.value, seed, preset.value, prevalence, masks, tuple(meshes or ()), mesh_share)
     made, kept = run(cohort, count, workers=workers, quiet=quiet)
     if not quiet:
         console.stdout().print(f"{made} made, {kept} were there: {out}", soft_wrap=True, markup=False)

@@ -140,6 +140,20 @@ def streaks_of(scene: Renderer, field: Grid, scanner: Scanner, rng: np.random.Ge
     metal = _metal_on(scene, grid)
     if not metal.any():
         return None
+    return MetalStreaks(grid, streak_error(metal, scanner.metal, rng))
+
+
+def streak_error(metal: Float, strength: float, rng: np.random.Generator) -> Float:
+    """HU error that metal throws into its slices.
+
+    Args:
+        metal: share of metal, float32 ``[n, METAL_SIZE, METAL_SIZE]``, pixels of ``METAL_PIXEL_MM``.
+        strength: 0 (none) to 1 (severe).
+        rng: of the noise of starved rays.
+
+    Returns:
+        float32, same shape; 0 in the metal itself, and fading towards the border.
+    """
     rays = projector(METAL_SIZE, METAL_ANGLES)
     shown = metal.any(axis=(1, 2))
     path = rays.project(metal[shown]) * np.float32(METAL_PIXEL_MM)
@@ -147,11 +161,11 @@ def streaks_of(scene: Renderer, field: Grid, scanner: Scanner, rng: np.random.Ge
     noise = rng.standard_normal(path.shape, dtype=np.float32)
     wrong = -(path**2) / (path + 6.0) + np.float32(0.6) * noise * np.minimum(path, 8.0)
     error = np.zeros_like(metal)
-    error[shown] = rays.reconstruct(wrong / METAL_PIXEL_MM) * np.float32(scanner.metal * METAL_ERROR_HU)
+    error[shown] = rays.reconstruct(wrong / METAL_PIXEL_MM) * np.float32(strength * METAL_ERROR_HU)
     # The metal itself stays what it is: too bright for any scale.
     error[metal > 0] = 0
     error *= _fading(METAL_SIZE)
-    return MetalStreaks(grid, error)
+    return error
 
 
 def _fading(size: int) -> Float:

@@ -44,6 +44,8 @@ class BrokenBone:
         lucency: float32 (N,), 0..1, weight of blood and oedema where bone is missing.
         density: float32 (N,), HU to add to bone (sclerosis, impaction).
         region: bool (N,), acute fracture, as a reader would outline it.
+        source: float32 (N, 3), where the material now at each point lay in the unbroken bone, local mm; NaN where it
+            is new (splinters, outgrowths). None when nobody asked (see ``changed``).
     """
 
     sdf: Values
@@ -51,17 +53,19 @@ class BrokenBone:
     lucency: Values
     density: Values
     region: NDArray[np.bool_]
+    source: Points | None = None
 
     @classmethod
-    def intact(cls, sdf: Values) -> BrokenBone:
-        """A whole bone with the given signed distance (N,)."""
+    def intact(cls, sdf: Values, source: Points | None = None) -> BrokenBone:
+        """A whole bone with the given signed distance (N,), sampled at ``source`` (N, 3) when that is to be known."""
         zero = np.zeros_like(sdf)
-        return cls(sdf, sdf.copy(), zero, zero.copy(), np.zeros(sdf.shape, dtype=bool))
+        return cls(sdf, sdf.copy(), zero, zero.copy(), np.zeros(sdf.shape, dtype=bool), source)
 
     def take(self, index: NDArray[np.intp]) -> BrokenBone:
         """The values at some of the points (copies)."""
+        source = None if self.source is None else self.source[index]
         return BrokenBone(
-            self.sdf[index], self.depth[index], self.lucency[index], self.density[index], self.region[index]
+            self.sdf[index], self.depth[index], self.lucency[index], self.density[index], self.region[index], source
         )
 
     def put(self, index: NDArray[np.intp], other: BrokenBone) -> None:
@@ -69,6 +73,8 @@ class BrokenBone:
         self.sdf[index], self.depth[index] = other.sdf, other.depth
         self.lucency[index], self.density[index] = other.lucency, other.density
         self.region[index] = other.region
+        if self.source is not None and other.source is not None:
+            self.source[index] = other.source
 
 
 SampleBone = Callable[[Points], BrokenBone]
@@ -82,17 +88,19 @@ class Change(Protocol):
         ...
 
 
-def changed(changes: tuple[Change, ...], points: Points, sample: SampleDistance) -> BrokenBone:
+def changed(changes: tuple[Change, ...], points: Points, sample: SampleDistance, *, trace: bool = False) -> BrokenBone:
     """The bone after all ``changes``, first to last, at ``points`` float32 (N, 3).
 
     Args:
         changes: what happened, in order.
         points: local millimetres.
         sample: signed distance (N,) of the unbroken bone at any points (N, 3).
+        trace: also tell where the material came from (``BrokenBone.source``).
     """
     if not changes:
-        return BrokenBone.intact(np.asarray(sample(points), dtype=np.float32))
-    return changes[-1].apply(points, lambda moved: changed(changes[:-1], moved, sample))
+        source = np.array(points, dtype=np.float32) if trace else None
+        return BrokenBone.intact(np.asarray(sample(points), dtype=np.float32), source)
+    return changes[-1].apply(points, lambda moved: changed(changes[:-1], moved, sample, trace=trace))
 
 
 def smoothstep(values: NDArray[np.floating]) -> Values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from cspine.anatomy import LEVELS, Level
 from cspine.cases import Case, LevelTruth, SliceBox
 from cspine.phantoms.acquisition import Acquired, acquire
+from cspine.phantoms.confounders import kinds_of
+from cspine.phantoms.displacement import displacement_mm
 from cspine.phantoms.fractures import Fracture
 from cspine.phantoms.scanner import WHOLE_FIELD, Preset, Scanner, sample_scanner
 from cspine.phantoms.scene import Scene, make_scene
 from cspine.volume import Volume
+
+if TYPE_CHECKING:
+    from cspine.phantoms.blending import MeshLibrary
 
 # A fracture counts as shown when this much of it, in cubic millimetres, lies inside the field.
 MIN_SHOWN_FRACTURE_MM3 = 4.0
@@ -30,6 +35,7 @@ def make_case(
     multiplier: float = 1.0,
     scanner: Scanner | None = None,
     name: str | None = None,
+    meshes: MeshLibrary | None = None,
 ) -> Case:
     """A synthetic study. The same arguments give the same bytes.
 
@@ -40,13 +46,15 @@ def make_case(
         multiplier: factor on the prevalence.
         scanner: the protocol, else drawn from ``preset``.
         name: of the case; by default from preset and seed.
+        meshes: sets of vertebra meshes from which some patients get C1..C7; None draws all from sizes.
 
     Raises:
         UsageError: no such preset, or a scanner whose field leaves no slices.
     """
     scene_seed, scanner_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
     protocol = sample_scanner(np.random.default_rng(scanner_seed), preset=preset) if scanner is None else scanner
-    scene = make_scene(int(scene_seed.generate_state(1)[0]), fractures=fractures, multiplier=multiplier)
+    number = int(scene_seed.generate_state(1)[0])
+    scene = make_scene(number, fractures=fractures, multiplier=multiplier, meshes=meshes)
     acquired = acquire(scene, protocol, np.random.default_rng(noise_seed))
     return case_of(scene, acquired, name=name or f"phantom-{preset}-{seed:06d}")
 
@@ -98,7 +106,16 @@ def _truth(scene: Any, volume: Volume, level: Level, shown: dict[Level, Voxels])
         severity=max((float(f.severity) for f in acute), default=0.0) if fractured else 0.0,
         old_fracture=any(f.level == level and f.chronic for f in scene.fractures),
         body_center_mm=(float(x), float(y), float(z)),
+        displacement_mm=round(displacement_mm(c for f in acute for c in f.changes), 3) if fractured else None,
+        confounders=_confounders(scene, level),
     )
+
+
+def _confounders(scene: Any, level: Level) -> tuple[str, ...]:
+    """What of this vertebra may be taken for a fracture: its own peculiarities, and fusion with a neighbour."""
+    fused = scene.spine.anatomy.fused
+    joined = ("fused",) if int(level) in fused or int(level) - 1 in fused else ()
+    return (*kinds_of(scene.confounders.get(int(level), ())), *joined)
 
 
 def visible_fraction(scene: Any, volume: Volume, level: Level) -> float:

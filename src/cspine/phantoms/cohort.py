@@ -11,8 +11,9 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from cspine.cases import Case
 from cspine.errors import OutputError, UsageError
 from cspine.phantoms.scanner import PRESETS, Preset
 from cspine.phantoms.write import output_error, write_dicom, write_nifti, write_rsna_mask, writing
+
+if TYPE_CHECKING:
+    from cspine.phantoms.blending import MeshLibrary
 
 Layout = Literal["rsna2022", "nifti", "dicom"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -32,6 +36,8 @@ SEEDS_PER_SET = 100_000
 # The public part of RSNA 2022 names three studies to predict.
 TEST_STUDIES = 3
 Truth = dict[str, Any]
+# Share of patients drawn from meshes when there are any.
+MESH_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Cohort:
         preset: kind of scan.
         multiplier: factor on the prevalence of fractures.
         masks: share of studies that get a segmentation (RSNA 2022 layout only; 87 of 2019 there).
+        meshes: folders of vertebra meshes; none draws everybody from sizes.
+        mesh_share: share of patients drawn with them.
     """
 
     out: Path
@@ -53,6 +61,8 @@ class Cohort:
     preset: Preset = "clinical"
     multiplier: float = 1.0
     masks: float = 1.0
+    meshes: tuple[Path, ...] = ()
+    mesh_share: float = MESH_SHARE
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -61,6 +71,8 @@ class Cohort:
             raise UsageError(f"no preset {self.preset!r}, expected one of {', '.join(PRESETS)}", where="--preset")
         if not 0 <= self.seed < 2**40 or not 0 <= self.masks <= 1 or self.multiplier < 0:
             raise UsageError("expected a seed of 0 or more, a share of masks in 0..1 and a multiplier of 0 or more")
+        if not 0 <= self.mesh_share <= 1:
+            raise UsageError(f"expected a share of 0..1 drawn from meshes, got {self.mesh_share}", where="--mesh-share")
 
     def seed_of(self, k: int) -> int:
         """Seed of phantom ``k`` for ``make_case``."""
@@ -87,7 +99,10 @@ class Cohort:
             UsageError: the folder holds phantoms of other settings.
             OutputError: the folder cannot be written.
         """
-        settings = {key: value for key, value in asdict(self).items() if key != "out"}
+        settings = {key: value for key, value in asdict(self).items() if key not in ("out", "meshes", "mesh_share")}
+        if self.meshes:
+            # By content, not by place: the same sets may lie elsewhere when the run goes on.
+            settings |= {"meshes": [digest_of(folder) for folder in self.meshes], "mesh_share": self.mesh_share}
         note = self.out / SETTINGS_FILE
         if note.is_file():
             try:
@@ -98,7 +113,7 @@ class Cohort:
                 raise UsageError(
                     "the folder holds phantoms made with other settings",
                     where=str(note),
-                    fix="Choose another folder, or the same layout, seed, preset, prevalence and masks",
+                    fix="Choose another folder, or the same layout, seed, preset, prevalence, masks and meshes",
                 )
             return
         with writing(note) as partial:
@@ -109,11 +124,13 @@ class Cohort:
 
         Raises:
             OutputError: it cannot be written.
+            ShapeError: a set of meshes cannot be used.
         """
         from cspine.phantoms.case import make_case
 
         name = self.name_of(k)
-        case = make_case(self.seed_of(k), preset=self.preset, multiplier=self.multiplier, name=name)
+        meshes = mesh_library(self.meshes, self.mesh_share) if self.meshes else None
+        case = make_case(self.seed_of(k), preset=self.preset, multiplier=self.multiplier, name=name, meshes=meshes)
         self.write(case, self.seed_of(k))
         return name
 
@@ -171,6 +188,34 @@ class Cohort:
 
     def _truth_file(self, name: str) -> Path:
         return self.out / TRUTH_FOLDER / f"{name}.json"
+
+
+@lru_cache(maxsize=2)
+def mesh_library(folders: tuple[Path, ...], share: float) -> MeshLibrary:
+    """The sets in ``folders``, read once a process.
+
+    Raises:
+        ShapeError: a set cannot be used.
+    """
+    from cspine.phantoms.blending import MeshLibrary
+
+    return MeshLibrary.load(folders, share)
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 over the meshes C1..C7 in ``folder``.
+
+    Raises:
+        ShapeError: they are not all there.
+    """
+    import hashlib
+
+    from cspine.phantoms.meshes import mesh_files
+
+    total = hashlib.sha256()
+    for path in mesh_files(folder).values():
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def truth_of(case: Case, seed: int) -> Truth:

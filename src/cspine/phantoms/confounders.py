@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cspine.phantoms.breakage import BrokenBone, Change, Extent, Motion, Piece, Points, SampleBone, Values, Vector
-from cspine.phantoms.fracture_draft import BACK, UP, Draft, Side, Xyz, between, normalised, vector
-from cspine.phantoms.shapes import capsule, ellipsoid, smooth_union
+from cspine.errors import UsageError
+from cspine.phantoms.breakage import BrokenBone, Change, Extent, Motion, Piece, Points, SampleBone
+from cspine.phantoms.confounder_shapes import Canals, Cavity, Growth
+from cspine.phantoms.fracture_draft import BACK, UP, Draft, Side, between, normalised, vector
 from cspine.phantoms.shatter import Shatter
 from cspine.phantoms.spine import Anatomy
 
@@ -21,92 +23,74 @@ _CLEFT_OF_C1 = 0.04
 _OS_ODONTOIDEUM = 0.003
 _LIMBUS = 0.015
 _SMALL_CANALS = 2.2
+# A basivertebral canal with a mouth wider than this (radius, mm) is named; nearly every body has a narrower one.
+_WIDE_CANAL_MM = 1.2
+
+
+class ConfounderKind(StrEnum):
+    """What a reader may take for a fracture."""
+
+    WIDE_CANAL = "wide-canal"
+    CLEFT = "arch-cleft"
+    OS_ODONTOIDEUM = "os-odontoideum"
+    APOPHYSIS = "unfused-apophysis"
+    SPUR = "spur"
+    NODE = "endplate-node"
+    CYST = "facet-cyst"
+    LIMBUS = "limbus"
+    OSSICLE = "nuchal-ossicle"
 
 
 @dataclass(frozen=True)
-class Canals:
-    """Vessel canals: tapering tubes inside the bone.
+class Confounder:
+    """A change that has a name."""
 
-    Attributes:
-        tubes: (start, end, radius at the start, at the end) in mm each.
-        rim: HU added to the bone lining them.
-    """
-
-    tubes: tuple[tuple[Vector, Vector, float, float], ...]
-    rim: float = 120.0
+    kind: ConfounderKind
+    change: Change
 
     def apply(self, points: Points, bone: SampleBone) -> BrokenBone:
         """See ``Change``."""
-        result = bone(points)
-        index = np.flatnonzero(result.sdf < 0.8)
-        near = points[index]
-        wall = np.full(index.shape, 99.0, dtype=np.float32)
-        for start, end, wide, narrow in self.tubes:
-            wall = np.minimum(wall, capsule(near, start, end, wide, narrow))
-        changed = wall < 2.0
-        index, wall = index[changed], wall[changed]
-        now = result.take(index)
-        now.sdf = np.maximum(now.sdf, -wall)
-        now.density = now.density + (self.rim * np.exp(-np.square(wall / 0.7))).astype(np.float32)
-        result.put(index, now)
-        return result
+        return self.change.apply(points, bone)
 
 
-@dataclass(frozen=True)
-class Cavity:
-    """A cyst or an endplate node: a round hole with a dense rim.
+def kinds_of(changes: Iterable[Change]) -> tuple[str, ...]:
+    """Names of the confounders among the changes of a vertebra, each once, sorted."""
+    return tuple(sorted({str(change.kind) for change in changes if isinstance(change, Confounder)}))
 
-    Attributes:
-        centre: mm.
-        radii: half axes, mm.
-        rim: HU of its wall.
+
+def possible_confounders(level: int) -> tuple[ConfounderKind, ...]:
+    """The kinds that ``plan_confounder`` can give a vertebra.
+
+    Args:
+        level: label value, 1..12.
     """
-
-    centre: Vector
-    radii: Vector
-    rim: float = 250.0
-
-    def apply(self, points: Points, bone: SampleBone) -> BrokenBone:
-        """See ``Change``."""
-        result = bone(points)
-        index, sdf = _ellipsoid(points, self.centre, self.radii)
-        now = result.take(index)
-        now.sdf = np.maximum(now.sdf, -sdf)
-        now.density = now.density + (self.rim * np.exp(-np.square(sdf / 0.8))).astype(np.float32)
-        result.put(index, now)
-        return result
+    if level == 1:
+        return (ConfounderKind.CLEFT,)
+    kinds = (ConfounderKind.OS_ODONTOIDEUM,) if level == 2 else tuple(_WORN)
+    nuchal = (ConfounderKind.OSSICLE,) if 4 <= level <= 7 else ()
+    return (*kinds, ConfounderKind.APOPHYSIS, *nuchal)
 
 
-@dataclass(frozen=True)
-class Growth:
-    """Bone that was added: a spur, a bridge, an ossified ligament.
+def plan_confounder(
+    rng: np.random.Generator, level: int, landmarks: Mapping[str, Any], kind: ConfounderKind
+) -> Confounder:
+    """One confounder of a chosen kind, for tests of specificity.
 
-    Attributes:
-        centre: mm.
-        radii: half axes, mm.
-        blend: mm over which it flows into the bone; 0 for a free ossicle.
+    Args:
+        rng: source of all chance.
+        level: label value, 1..12.
+        landmarks: the vertebra's named points, local mm.
+        kind: one of ``possible_confounders(level)``.
+
+    Raises:
+        UsageError: the level cannot have that kind.
     """
-
-    centre: Vector
-    radii: Vector
-    blend: float = 2.0
-
-    def apply(self, points: Points, bone: SampleBone) -> BrokenBone:
-        """See ``Change``."""
-        result = bone(points)
-        index, sdf = _ellipsoid(points, self.centre, self.radii)
-        now = result.take(index)
-        now.sdf = smooth_union(now.sdf, sdf, self.blend)
-        now.depth = smooth_union(now.depth, sdf, self.blend)
-        result.put(index, now)
-        return result
-
-
-def _ellipsoid(points: Points, centre: Vector, radii: Vector) -> tuple[NDArray[np.intp], Values]:
-    """The points within 3 mm of an ellipsoid and about their signed distance to it."""
-    middle, half = np.asarray(centre, dtype=np.float32), np.asarray(radii, dtype=np.float32)
-    index = np.flatnonzero((np.abs(points - middle) < half + 3.0).all(axis=1))
-    return index, ellipsoid(points[index], middle, half)
+    if kind not in possible_confounders(level):
+        possible = ", ".join(possible_confounders(level))
+        raise UsageError(f"vertebra {level} cannot have a confounder {kind}", fix=f"Possible there: {possible}.")
+    side: Side = "left" if rng.uniform() < 0.5 else "right"
+    draft = Draft(np.random.default_rng(int(rng.integers(2**63))), level, landmarks, side, 0.0, True)
+    return Confounder(kind, _PLANS[kind](draft))
 
 
 def plan_confounders(
@@ -150,9 +134,9 @@ def vertebra_confounders(
         return _of_the_atlas(draft)
     changes = [_canals(draft)]
     if level == 2 and draft.rng.uniform() < _OS_ODONTOIDEUM:
-        changes.append(_os_odontoideum(draft))
+        changes.append(Confounder(ConfounderKind.OS_ODONTOIDEUM, _os_odontoideum(draft)))
     if unfused:
-        changes.append(_apophysis(draft))
+        changes.append(Confounder(ConfounderKind.APOPHYSIS, _apophysis(draft)))
     if level > 2:
         changes.extend(_worn(draft, degeneration))
     return tuple(changes)
@@ -181,7 +165,8 @@ def _canals(draft: Draft) -> Change:
         inwards = draft.tilted(-wall, 55) * rng.uniform(3.0, 8.0)
         width = rng.uniform(0.25, 0.55)
         tubes.append((vector(wall - 0.5 * inwards), vector(wall + inwards), width, 0.6 * width))
-    return Canals(tuple((a, b, float(c), float(d)) for a, b, c, d in tubes), rim=float(rng.uniform(40, 220)))
+    canals = Canals(tuple((a, b, float(c), float(d)) for a, b, c, d in tubes), rim=float(rng.uniform(40, 220)))
+    return Confounder(ConfounderKind.WIDE_CANAL, canals) if wide > _WIDE_CANAL_MM else canals
 
 
 def _of_the_atlas(draft: Draft) -> tuple[Change, ...]:
@@ -192,10 +177,15 @@ def _of_the_atlas(draft: Draft) -> tuple[Change, ...]:
     width = float(rng.uniform(0.3, 0.6))
     changes: list[Change] = [Canals(((vector(mass), vector(end), width, 0.5 * width),), rim=80.0)]
     if rng.uniform() < _CLEFT_OF_C1:
-        at = draft.at("posterior_tubercle") - 2.5 * BACK
-        surface = draft.surface(at, (1, 0, 0), gap=float(rng.uniform(1.0, 4.5)), tilt=15, rough=0.3)
-        changes.append(_smooth(Piece(((surface, 1),), Extent((vector(at - 3 * BACK), vector(at)), radius=10.0))))
+        changes.append(Confounder(ConfounderKind.CLEFT, _cleft(draft)))
     return tuple(changes)
+
+
+def _cleft(draft: Draft) -> Change:
+    """A congenital gap in the middle of C1's posterior arch."""
+    at = draft.at("posterior_tubercle") - 2.5 * BACK
+    surface = draft.surface(at, (1, 0, 0), gap=float(draft.rng.uniform(1.0, 4.5)), tilt=15, rough=0.3)
+    return _smooth(Piece(((surface, 1),), Extent((vector(at - 3 * BACK), vector(at)), radius=10.0)))
 
 
 def _os_odontoideum(draft: Draft) -> Change:
@@ -222,28 +212,25 @@ def _apophysis(draft: Draft) -> Change:
 def _worn(draft: Draft, degeneration: float) -> list[Change]:
     """Spurs, endplate nodes, cysts, limbus corners and ossified ligament, with degeneration."""
     rng = draft.rng
-    front, back = draft.at("body_anterior"), draft.at("body_posterior")
-    top, bottom = draft.at("body_superior")[2], draft.at("body_inferior")[2]
-    spurs = int(rng.poisson(1.6 * degeneration**2))
-    changes: list[Change] = [_spur(draft, front, top if rng.uniform() < 0.5 else bottom) for _ in range(spurs)]
-    if rng.uniform() < 0.25 * degeneration:
-        end = top if rng.uniform() < 0.5 else bottom
-        at = np.array([rng.normal(0, 3), rng.uniform(0.6 * front[1], 0.6 * back[1]), end])
-        changes.append(Cavity(vector(at), vector(rng.uniform(1.2, 3.2, 3)), rim=float(rng.uniform(100, 450))))
-    if rng.uniform() < 0.2 * degeneration:
-        at = draft.at("pillar") + np.array([0, 0, rng.choice([-4.0, 4.0])]) + draft.jitter(2.0)
-        changes.append(Cavity(vector(at), vector(rng.uniform(0.6, 1.6, 3)), rim=float(rng.uniform(80, 350))))
-    if rng.uniform() < _LIMBUS:
-        changes.append(_limbus(draft, front, top, bottom))
-    if rng.uniform() < 0.2 * degeneration and 4 <= draft.level <= 7:
-        behind = draft.at("spinous_tip") + np.array([rng.normal(0, 0.8), rng.uniform(4, 9), rng.uniform(-2, 6)])
-        changes.append(Growth(vector(behind), vector(rng.uniform((1.0, 1.2, 2.0), (2.0, 2.5, 6.0))), blend=0.0))
+    kinds = [ConfounderKind.SPUR] * int(rng.poisson(1.6 * degeneration**2))
+    changes: list[Change] = [Confounder(kind, _WORN[kind](draft)) for kind in kinds]
+    chances = (
+        (ConfounderKind.NODE, 0.25 * degeneration),
+        (ConfounderKind.CYST, 0.2 * degeneration),
+        (ConfounderKind.LIMBUS, _LIMBUS),
+        (ConfounderKind.OSSICLE, 0.2 * degeneration),
+    )
+    for kind, chance in chances:
+        if rng.uniform() < chance and kind in possible_confounders(draft.level):
+            changes.append(Confounder(kind, _PLANS[kind](draft)))
     return changes
 
 
-def _spur(draft: Draft, front: Xyz, end: float) -> Change:
+def _spur(draft: Draft) -> Change:
     """An osteophyte on the front rim, hooked over the disc."""
     rng = draft.rng
+    front = draft.at("body_anterior")
+    end = float(draft.at("body_superior" if rng.uniform() < 0.5 else "body_inferior")[2])
     angle = rng.normal(0, 0.6)
     away = np.array([np.sin(angle), -np.cos(angle), 0.0])
     half_width = abs(draft.at("body")[0])
@@ -252,18 +239,64 @@ def _spur(draft: Draft, front: Xyz, end: float) -> Change:
     return Growth(vector(centre), vector(rng.uniform((1.4, 1.2, 0.9), (4.0, 2.4, 1.8))), blend=2.0)
 
 
-def _limbus(draft: Draft, front: Xyz, top: float, bottom: float) -> Change:
+def _node(draft: Draft) -> Change:
+    """An endplate node (Schmorl) with a dense rim."""
+    rng = draft.rng
+    front, back = draft.at("body_anterior"), draft.at("body_posterior")
+    end = draft.at("body_superior" if rng.uniform() < 0.5 else "body_inferior")[2]
+    at = np.array([rng.normal(0, 3), rng.uniform(0.6 * front[1], 0.6 * back[1]), end])
+    return Cavity(vector(at), vector(rng.uniform(1.2, 3.2, 3)), rim=float(rng.uniform(100, 450)))
+
+
+def _cyst(draft: Draft) -> Change:
+    """A cyst beside a facet joint."""
+    rng = draft.rng
+    at = draft.at("pillar") + np.array([0, 0, rng.choice([-4.0, 4.0])]) + draft.jitter(2.0)
+    return Cavity(vector(at), vector(rng.uniform(0.6, 1.6, 3)), rim=float(rng.uniform(80, 350)))
+
+
+def _limbus(draft: Draft) -> Change:
     """A corner of the body kept apart by herniated disc since youth: like a teardrop, but smooth and dense."""
-    end = top if draft.rng.uniform() < 0.7 else bottom
-    corner = np.array([draft.rng.normal(0, 1.5), front[1], end])
-    inset = np.array([0.0, draft.rng.uniform(1.5, 3.5), -np.sign(end) * draft.rng.uniform(1.5, 3.5)])
-    surface = draft.surface(corner + inset, -inset, gap=float(draft.rng.uniform(0.8, 2.2)), tilt=8, rough=0.3)
+    rng = draft.rng
+    front = draft.at("body_anterior")
+    end = draft.at("body_superior" if rng.uniform() < 0.7 else "body_inferior")[2]
+    corner = np.array([rng.normal(0, 1.5), front[1], end])
+    inset = np.array([0.0, rng.uniform(1.5, 3.5), -np.sign(end) * rng.uniform(1.5, 3.5)])
+    surface = draft.surface(corner + inset, -inset, gap=float(rng.uniform(0.8, 2.2)), tilt=8, rough=0.3)
     shift = Motion(shift=vector(-0.3 * inset))
     aside = np.array([4.0, 0.0, 0.0])
     extent = Extent((vector(corner - aside), vector(corner + aside)), radius=9.0)
     return _smooth(Piece(((surface, 1),), extent, shift))
 
 
+def _ossicle(draft: Draft) -> Change:
+    """Ossified nuchal ligament behind a spinous process."""
+    rng = draft.rng
+    behind = draft.at("spinous_tip") + np.array([rng.normal(0, 0.8), rng.uniform(4, 9), rng.uniform(-2, 6)])
+    return Growth(vector(behind), vector(rng.uniform((1.0, 1.2, 2.0), (2.0, 2.5, 6.0))), blend=0.0)
+
+
 def _smooth(piece: Piece, rounding: float = 1.6) -> Shatter:
     """A piece that grew apart instead of breaking off."""
     return Shatter((piece,), rounding=rounding, sclerosis=90.0, corticated=True, marked=False)
+
+
+_Plan = Callable[[Draft], Change]
+# What wear brings to a subaxial vertebra.
+_WORN: Mapping[ConfounderKind, _Plan] = MappingProxyType(
+    {
+        ConfounderKind.SPUR: _spur,
+        ConfounderKind.NODE: _node,
+        ConfounderKind.CYST: _cyst,
+        ConfounderKind.LIMBUS: _limbus,
+    }
+)
+_PLANS: Mapping[ConfounderKind, _Plan] = MappingProxyType(
+    {
+        **_WORN,
+        ConfounderKind.OSSICLE: _ossicle,
+        ConfounderKind.APOPHYSIS: _apophysis,
+        ConfounderKind.OS_ODONTOIDEUM: _os_odontoideum,
+        ConfounderKind.CLEFT: _cleft,
+    }
+)

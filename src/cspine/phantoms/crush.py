@@ -119,5 +119,7 @@ class Chips:
             now.depth = np.where(wins, np.float32(-0.3 if cortical else -4.0), now.depth).astype(np.float32)
             now.lucency *= np.clip(0.5 + now.sdf / SOFT_MM, 0.0, 1.0).astype(np.float32)
             now.region = now.region | (sdf < 0.5 * REGION_MM)
+            if now.source is not None:
+                now.source[wins & (sdf < 0)] = np.nan
             result.put(index, now)
         return result

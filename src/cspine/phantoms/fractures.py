@@ -119,6 +119,8 @@ def break_all(
     points: Points,
     sample: SampleDistance,
     confounders: tuple[Change, ...] = (),
+    *,
+    trace: bool = False,
 ) -> BrokenBone:
     """The bone with all its fractures, first to last, and what else is peculiar about it.
 
@@ -127,6 +129,7 @@ def break_all(
         points: float32 (N, 3), local millimetres.
         sample: signed distance float32 (N,) of the unbroken bone at any points (N, 3).
         confounders: canals, outgrowths and the like (``confounders.vertebra_confounders``); older than the fractures.
+        trace: also tell where the material came from (``BrokenBone.source``).
     """
     changes = confounders + tuple(change for fracture in fractures for change in fracture.changes)
-    return changed(changes, points, sample)
+    return changed(changes, points, sample, trace=trace)

@@ -114,6 +114,11 @@ def sample_dims(rng: np.random.Generator, level: int, scale: float, *, habitus: 
     return Dims(**values)
 
 
+def mean_dims(level: int) -> Dims:
+    """Sizes of vertebra ``level`` (2..12, C2 to T5) of a mean man."""
+    return _MEAN[level]
+
+
 def sample_habitus(rng: np.random.Generator) -> Dims:
     """Multipliers that one person's vertebrae share: tall or flat bodies, wide or narrow canals, long processes."""
     spread = {

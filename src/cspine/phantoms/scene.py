@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from cspine.phantoms.spine import Anatomy, Spine, build_spine, sample_anatomy
 from cspine.phantoms.study_plan import plan_study
 from cspine.phantoms.textures import Texture
 from cspine.phantoms.tissues import Surroundings, build_surroundings
+
+if TYPE_CHECKING:
+    from cspine.phantoms.blending import MeshLibrary
 
 # Beyond this distance from the surface (mm) a voxel holds no bone and is left alone.
 BONE_REACH = 2.5
@@ -201,6 +204,7 @@ def make_scene(
     multiplier: float = 1.0,
     anatomy: Anatomy | None = None,
     shape_spacing: float = 0.7,
+    meshes: MeshLibrary | None = None,
 ) -> Scene:
     """A random patient.
 
@@ -210,10 +214,11 @@ def make_scene(
         multiplier: more than 1 enriches a training set.
         anatomy: the person, else drawn from ``seed``.
         shape_spacing: mm between the lattice points of the solids; larger is faster and smoother.
+        meshes: sets of vertebra meshes from which some people get C1..C7; None draws everybody from sizes.
     """
     person, breaks, around, look = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     who = sample_anatomy(person) if anatomy is None else anatomy
-    spine = build_spine(who, shape_spacing)
+    spine = build_spine(who, shape_spacing, meshes)
     if fractures == "sample":
         planned = plan_study(breaks, spine.landmarks, multiplier=multiplier)
     elif fractures == "none":

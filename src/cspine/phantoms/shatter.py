@@ -95,6 +95,7 @@ class Shatter:
             bone.lucency,
             density.astype(np.float32),
             region,
+            None if bone.source is None else bone.source.copy(),
         )
 
 
@@ -141,6 +142,9 @@ def _unite(bone: BrokenBone, index: NDArray[np.intp], piece: BrokenBone) -> None
     """Adds ``piece`` (at the points ``index``) to ``bone``, in place: whichever is deeper inside wins."""
     now = bone.take(index)
     wins = piece.sdf < now.sdf
+    source = None
+    if now.source is not None and piece.source is not None:
+        source = np.where(wins[:, None], piece.source, now.source)
     bone.put(
         index,
         BrokenBone(
@@ -149,6 +153,7 @@ def _unite(bone: BrokenBone, index: NDArray[np.intp], piece: BrokenBone) -> None
             np.maximum(now.lucency, piece.lucency),
             np.where(wins, piece.density, now.density),
             now.region | piece.region,
+            source,
         ),
     )
 

@@ -29,6 +29,17 @@ BRAIN_CASE: tuple[tuple[Triple, Triple], ...] = (
     ((0, -48, 80), (55, 48, 36)),
 )
 
+# An occipital condyle and the bone that carries it, from the middle of C1's cup: centre, half axes, turn (degrees) of
+# the left one; the right one is its mirror image.
+CONDYLE: tuple[tuple[Triple, Triple, Triple], ...] = (
+    ((0, 0, 7.6), (6.2, 11.5, 7.2), (0, 18, -28)),
+    ((0, 1, 12), (9, 15, 6), (0, 0, -28)),
+)
+# The last point of the clivus' axis, whose rounded end reaches some 10 mm farther; over bones from meshes, which are
+# not made for this skull, it ends a few mm above the dens.
+CLIVUS: Triple = (0, -11, 3)
+CLIVUS_OVER_MESHES: Triple = (0, -17.5, 14)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -92,7 +103,7 @@ def skull_bones(place: Place, jaw: Place, spine: Spine, column: Column, rng: np.
     """
     cells = Texture.random(rng, 3.2, 24)
     return [
-        *_vault(place, rng),
+        *_vault(place, rng, CLIVUS_OVER_MESHES if spine.from_meshes else CLIVUS),
         *_condyles(spine, place),
         *_temporal(place, cells),
         *_face(place, cells),
@@ -101,7 +112,7 @@ def skull_bones(place: Place, jaw: Place, spine: Spine, column: Column, rng: np.
     ]
 
 
-def _vault(place: Place, rng: np.random.Generator) -> list[BoneStep]:
+def _vault(place: Place, rng: np.random.Generator, clivus: Triple) -> list[BoneStep]:
     """Cranium: an inflated brain case minus the brain case, the foramen magnum cut, clivus and ridges added."""
     thick = float(rng.uniform(4.8, 7.5))
     steps = []
@@ -111,7 +122,7 @@ def _vault(place: Place, rng: np.random.Generator) -> list[BoneStep]:
     steps += [BoneStep(place.ball(c, r), carve=True, blend=3) for c, r in BRAIN_CASE]
     steps.append(BoneStep(place.rod((0, 10, -16), (0, 10, 18), 14.8, flat=0.83, normal=(0, 1, 0)), carve=True, blend=2))
     steps += [
-        BoneStep(place.rod((0, -11, 3), (0, -27, 30), 12, 14, flat=2.6, normal=(0, 0.85, 0.5)), blend=3),
+        BoneStep(place.rod(clivus, (0, -27, 30), 12, 14, flat=2.6, normal=(0, 0.85, 0.5)), blend=3),
         BoneStep(place.ball((0, 78, 30), (9, 7, 12)), blend=6),
         BoneStep(place.rod((0, 44, 3), (0, 76, 26), 3.5, 5.0), blend=6),
     ]
@@ -126,10 +137,9 @@ def _condyles(spine: Spine, place: Place) -> list[BoneStep]:
         local = spine.head[:3, :3].T @ (cup[:3] - spine.head[:3, 3])
         local = local / place.scale
         x, y = float(local[0]), float(local[1])
-        steps += [
-            BoneStep(place.ball((x, y, 7.6), (6.2, 11.5, 7.2), (0, sign * 18, sign * -28)), blend=1.5),
-            BoneStep(place.ball((x, y + 1, 12), (9, 15, 6), (0, 0, sign * -28)), blend=4),
-        ]
+        for (center, radii, turn), blend in zip(CONDYLE, (1.5, 4), strict=True):
+            at = (x + center[0], y + center[1], center[2])
+            steps.append(BoneStep(place.ball(at, radii, (turn[0], sign * turn[1], sign * turn[2])), blend=blend))
     return steps
 
 

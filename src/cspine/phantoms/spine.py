@@ -6,7 +6,7 @@ World: LPS millimetres, the body of C4 near the origin.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from cspine.phantoms.morphometry import (
 )
 from cspine.phantoms.shapes import Shape
 from cspine.phantoms.vertebra import Landmarks, Wear, build_vertebra, landmarks_of
+
+if TYPE_CHECKING:
+    from cspine.phantoms.blending import MeshLibrary
 
 Pose = NDArray[np.float64]
 
@@ -92,6 +95,7 @@ class Spine:
         landmarks: named points in local mm, a vertebra.
         shapes: the solids, in local mm.
         head: local → world of the skull; origin midway between the occipital condyles' lowest points.
+        from_meshes: whether C1..C7 come from meshes.
     """
 
     anatomy: Anatomy
@@ -99,6 +103,7 @@ class Spine:
     landmarks: dict[int, Landmarks]
     shapes: dict[int, Shape]
     head: Pose
+    from_meshes: bool = False
 
 
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -131,26 +136,38 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     )
 
 
-def build_spine(anatomy: Anatomy, shape_spacing: float = 0.7) -> Spine:
-    """Shape and place every vertebra of ``anatomy``; solids are sampled every ``shape_spacing`` mm."""
+def build_spine(anatomy: Anatomy, shape_spacing: float = 0.7, meshes: MeshLibrary | None = None) -> Spine:
+    """Shape and place every vertebra of a person.
+
+    Args:
+        anatomy: the person; the same person gives the same spine.
+        shape_spacing: solids are sampled every so many mm; landmarks do not depend on it.
+        meshes: sets from which some people get C1..C7; None draws everybody from sizes.
+    """
     seeds = np.random.SeedSequence(anatomy.seed).spawn(3)
     sizes, chain, surface = (np.random.default_rng(s) for s in seeds)
     habitus = sample_habitus(sizes)
     dims = {level: sample_dims(sizes, level, anatomy.scale, habitus=habitus) for level in range(2, LAST_LEVEL + 1)}
-    dims = _worn_discs(sizes, dims, anatomy)
+    dims = worn_discs(sizes, dims, anatomy)
     atlas, axis = sample_atlas(sizes, anatomy.scale), sample_axis(sizes, anatomy.scale)
     pitch = {k: dims[k].height / 2 + dims[k].disc + dims[min(k + 1, LAST_LEVEL)].height / 2 for k in dims}
     landmarks = {1: atlas_landmarks(atlas, axis), 2: axis_landmarks(dims[2], axis, pitch[2])}
     for level in range(3, LAST_LEVEL + 1):
         landmarks[level] = landmarks_of(level, dims[level], pitch[level - 1], pitch[level])
-    poses = _column(chain, anatomy, pitch)
+    if meshes is not None:
+        from cspine.phantoms.mesh_spine import build_mesh_spine
+
+        drawn = build_mesh_spine(meshes, anatomy, dims, landmarks, chain, surface, shape_spacing)
+        if drawn is not None:
+            return drawn
+    poses = column_poses(chain, anatomy, pitch)
     poses[1] = poses[2] @ _upon_axis(chain, anatomy, axis.arch_height)
-    head = poses[1] @ _upon_atlas(anatomy, landmarks[1])
-    world = _on_the_table(anatomy, poses[4])
+    head = poses[1] @ upon_atlas(anatomy, landmarks[1])
+    world = on_the_table(anatomy, poses[4])
     poses = {level: world @ pose for level, pose in sorted(poses.items())}
     shapes: dict[int, Shape] = {1: build_atlas(surface, atlas, axis, landmarks[1], spacing=shape_spacing)}
     for level in range(2, LAST_LEVEL + 1):
-        wear = _wear(surface, level, anatomy)
+        wear = wear_of(surface, level, anatomy)
         if level == 2:
             shapes[2] = build_axis(
                 surface, dims[2], axis, landmarks[2], pitch_down=pitch[2], wear=wear, spacing=shape_spacing
@@ -162,7 +179,7 @@ def build_spine(anatomy: Anatomy, shape_spacing: float = 0.7) -> Spine:
     return Spine(anatomy, poses, landmarks, shapes, world @ head)
 
 
-def _worn_discs(rng: np.random.Generator, dims: dict[int, Dims], anatomy: Anatomy) -> dict[int, Dims]:
+def worn_discs(rng: np.random.Generator, dims: dict[int, Dims], anatomy: Anatomy) -> dict[int, Dims]:
     """Discs narrow with wear, most at C5/6 and C6/7."""
     out = dict(dims)
     for level, size in dims.items():
@@ -172,7 +189,8 @@ def _worn_discs(rng: np.random.Generator, dims: dict[int, Dims], anatomy: Anatom
     return out
 
 
-def _wear(rng: np.random.Generator, level: int, anatomy: Anatomy) -> Wear:
+def wear_of(rng: np.random.Generator, level: int, anatomy: Anatomy) -> Wear:
+    """How one vertebra of a person has aged."""
     weight = {4: 0.8, 5: 1.0, 6: 1.0, 3: 0.6, 7: 0.5}.get(level, 0.3)
     return Wear(
         osteophytes=float(np.clip(anatomy.degeneration * weight * rng.uniform(0, 1.5), 0, 1.2)),
@@ -196,7 +214,7 @@ def placed(turn: NDArray[np.float64], at: NDArray[np.float64]) -> Pose:
     return pose
 
 
-def _column(rng: np.random.Generator, anatomy: Anatomy, pitch: dict[int, float]) -> dict[int, Pose]:
+def column_poses(rng: np.random.Generator, anatomy: Anatomy, pitch: dict[int, float]) -> dict[int, Pose]:
     """Poses of C2..T5: nod follows T1 slope and lordosis, sway the scoliosis, turn a fifth of the head's rotation."""
     nod: dict[int, float] = {}
     share = np.array([0.9, 1.1, 1.15, 1.05, 0.8])  # of the lordosis, C2/3 to C6/7
@@ -224,23 +242,28 @@ def _column(rng: np.random.Generator, anatomy: Anatomy, pitch: dict[int, float])
     return poses
 
 
+def atlas_turn(rng: np.random.Generator, anatomy: Anatomy) -> NDArray[np.float64]:
+    """3x3 rotation of C1 on C2: most of the head's turn."""
+    return rotation(
+        rng.normal(0, 2.5), rng.normal(0, 1.2) + 0.2 * anatomy.head_tilt_deg, 0.65 * anatomy.head_rotation_deg
+    )
+
+
 def _upon_axis(rng: np.random.Generator, anatomy: Anatomy, arch_height: float) -> Pose:
     """C1 in C2's frame: turns about the dens."""
     dens = np.array([0.0, 1.0 * anatomy.scale, arch_height])
-    turn = rotation(
-        rng.normal(0, 2.5), rng.normal(0, 1.2) + 0.2 * anatomy.head_tilt_deg, 0.65 * anatomy.head_rotation_deg
-    )
+    turn = atlas_turn(rng, anatomy)
     return placed(turn, dens + turn @ np.array([0.0, -DENS_BEHIND_ORIGIN * anatomy.scale, 0.0]))
 
 
-def _upon_atlas(anatomy: Anatomy, marks: Landmarks) -> Pose:
+def upon_atlas(anatomy: Anatomy, marks: Landmarks) -> Pose:
     """The skull in C1's frame: the condyles sit in the cups of the lateral masses."""
     cups = (marks["facet_superior_left"] + marks["facet_superior_right"]) / 2
     turn = rotation(anatomy.head_flexion_deg, 0.5 * anatomy.head_tilt_deg, 0.05 * anatomy.head_rotation_deg)
     return placed(turn, cups + np.array([0.0, 0.0, 1.5]))
 
 
-def _on_the_table(anatomy: Anatomy, c4: Pose) -> Pose:
+def on_the_table(anatomy: Anatomy, c4: Pose) -> Pose:
     """World placement: C4 at the origin, the patient turned as a whole."""
     turn, tilt, nod = anatomy.body_rotation_deg
     matrix = rotation(nod, tilt, turn)

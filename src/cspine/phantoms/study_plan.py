@@ -91,7 +91,7 @@ def plan_study(
     fractured = [level for level in draw_levels(rng, rates, multiplier) if level in landmarks]
     fractures: list[Fracture] = []
     for level in fractured:
-        fractures.extend(_plan_level(rng, level, landmarks[level], fractures))
+        fractures.extend(plan_vertebra(rng, level, landmarks[level], fractures))
     if 7 in fractured and 8 in landmarks and rng.uniform() < _THORACIC_RATE:
         fractures.append(plan_fracture(rng, 8, landmarks[8]))
     if rng.uniform() < chronic_rate:
@@ -100,10 +100,17 @@ def plan_study(
     return tuple(fractures)
 
 
-def _plan_level(
+def plan_vertebra(
     rng: np.random.Generator, level: int, landmarks: Mapping[str, Any], above: Sequence[Fracture]
 ) -> list[Fracture]:
-    """The fractures of one level, alike to those of the level above where that is common."""
+    """One or two acute fractures of one vertebra, alike to those of the level above where that is common.
+
+    Args:
+        rng: source of all chance.
+        level: label value, 1..12.
+        landmarks: its named points, local mm.
+        above: fractures of the patient planned so far.
+    """
     weights = dict(frequencies(level))
     neighbour = next((f for f in above if f.level == level - 1 and f.type in _RUNS and f.type in weights), None)
     if neighbour is not None and rng.uniform() < _SAME_AS_NEIGHBOUR:
