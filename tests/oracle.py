@@ -115,6 +115,14 @@ def locator_answer(
     return logits
 
 
+def follow_bone(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A refiner's logits ``[1, 4, …]``: all that is dense is bone, of the parity that its masks say, or other bone."""
+    hu, odd, even = image[0, 0] * 1000, image[0, 1], image[0, 2]
+    parity = np.where(np.maximum(odd, even) < 0.02, 3, np.where(odd >= even, 1, 2))
+    classes = np.where(hu > 270, parity, 0)
+    return np.asarray([[np.where(classes == value, 4.0, -4.0) for value in range(4)]], np.float32)
+
+
 class OracleNetwork:
     """Answers from the truth (locator) or from what it sees (classifier: the bead's HU is the fracture)."""
 
@@ -125,6 +133,8 @@ class OracleNetwork:
     def __call__(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         if self.stage == "locator":
             return {"locator": self._locate(inputs["image"])}
+        if self.stage == "refiner":
+            return {"refiner": follow_bone(inputs["image"])}
         return self._classify(inputs["stack"])
 
     def _locate(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -148,7 +158,7 @@ class OracleNetwork:
 
 
 class OracleRuntime:
-    """A ``Runtime`` whose models are the words ``locator`` and ``classifier``."""
+    """A ``Runtime`` whose models are the words ``locator``, ``refiner`` and ``classifier``."""
 
     name = "oracle 1.0"
 
@@ -162,16 +172,17 @@ class OracleRuntime:
         return OracleNetwork(model.decode(), self.patient, self.origin)
 
 
-def oracle_bundle(folder: Path, **fields: object) -> Bundle:
+def oracle_bundle(folder: Path, *, refiner: bool = False, **fields: object) -> Bundle:
     """A bundle for ``OracleRuntime``."""
+    names = ("locator", "refiner", "classifier") if refiner else ("locator", "classifier")
     content = {
         "name": "oracle",
         "version": "1",
         "recipe": "none",
         "trained_on": "nothing",
-        "stages": {"locator": {"file": "locator.onnx"}, "classifier": {"file": "classifier.onnx"}},
+        "stages": {name: {"file": f"{name}.onnx"} for name in names},
         "types": ("jefferson", "lamina", "burst"),
         "type_levels": {"jefferson": ("C1",), "burst": ("C3", "C4", "C5")},
         **fields,
     }
-    return write_bundle(folder, {"locator.onnx": b"locator", "classifier.onnx": b"classifier"}, content)
+    return write_bundle(folder, {f"{name}.onnx": name.encode() for name in names}, content)

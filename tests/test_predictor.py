@@ -143,7 +143,8 @@ def test_coarse_voxels_are_warned_of_and_then_not_judged(
 
 
 def test_uncertain_levels_are_said_to_be(tmp_path: Path, short: Patient) -> None:
-    hot = oracle_bundle(tmp_path / "hot", calibration={"level_temperature": 60.0})
+    plain = {"posterior": 1.0, "head": 0.0, "chest": 0.0, "contradicted": 0.0, "bias": 0.0}
+    hot = oracle_bundle(tmp_path / "hot", calibration={"level_temperature": 60.0, "level_confidence": plain})
     findings = Predictor(hot, OracleRuntime(short)).predict(short.volume)
     assert "levels-uncertain" in {item.code for item in findings.warnings}
 

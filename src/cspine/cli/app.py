@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cspine import __version__
-from cspine.cli import console, demo, doctor, evaluate, export, info, phantom, predict, train
+from cspine.cli import bundle, console, demo, doctor, evaluate, export, info, phantom, plant, predict, train
 from cspine.errors import CspineError
 
 
@@ -61,12 +61,14 @@ COMMANDS = (
     demo.demo,
     doctor.doctor,
     phantom.phantom,
+    plant.plant,
     train.train,
     evaluate.evaluate,
     export.export,
 )
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(bundle.app, name="bundle")
 
 
 def main() -> None:

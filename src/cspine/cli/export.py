@@ -21,25 +21,36 @@ def export(
     ] = None,
     calibrate: Annotated[int, typer.Option(help="Phantoms to fit calibration and thresholds on; 0: none.", min=0)] = 60,
     seed: Annotated[int, typer.Option(help="Set of those phantoms; evaluate on another.", min=0)] = 1,
-    preset: Annotated[str, typer.Option(help="Kind of scan: clinical, spine or coarse.")] = "clinical",
-    multiplier: Annotated[float, typer.Option(help="Factor on the prevalence of fractures there.", min=0.0)] = 4.0,
+    preset: Annotated[str, typer.Option(help="Kind of scan: clinical, spine or coarse.")] = "spine",
+    meshes: Annotated[
+        list[Path] | None,
+        typer.Option(help="Calibrate on as many phantoms of this folder of meshes too; may be repeated."),
+    ] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Where the data come from and under which licences, for the card.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     half: Annotated[bool, typer.Option(help="Store large weights in float16.")] = True,
     name: Annotated[str | None, typer.Option(help="Name of the bundle (default: the recipe's).")] = None,
 ) -> None:
-    """Write ONNX files, check them in both runtimes, calibrate, and vouch for every byte."""
+    """Write ONNX files, check them in both runtimes, calibrate, record a phantom, and vouch for every byte."""
     require("train", for_what="cspine export")
-    from cspine.evaluation.phantoms import PhantomSet, evaluate_phantoms_in_parallel
+    from cspine.evaluation.fracture_sets import FracturePhantoms
+    from cspine.evaluation.running import evaluate_cases_in_parallel
+    from cspine.inference.verify import record_into
     from cspine.training.export import calibrate_bundle, export_bundle
 
     screen = console.stderr()
-    bundle = export_bundle(run, out, samples=data, half=half, name=name)
-    screen.print(f"both networks answer as torch does, in OpenVINO and ONNX Runtime: {out}", soft_wrap=True)
+    bundle = export_bundle(run, out, samples=data, half=half, name=name, sources=sources)
+    screen.print(f"the networks answer as torch does, in OpenVINO and ONNX Runtime: {out}", soft_wrap=True)
     if calibrate:
-        phantoms = PhantomSet(count=calibrate, seed=seed, preset=preset, multiplier=multiplier)
-        with counting("phantoms judged", calibrate) as progress:
-            records = evaluate_phantoms_in_parallel(
-                phantoms, out, folder=run / "calibration", workers=workers, progress=progress
-            )
+        records = []
+        for source in (None, *(meshes or ())):
+            phantoms = FracturePhantoms(count=calibrate, seed=seed, preset=preset, meshes=source)
+            with counting("phantoms judged", calibrate) as progress:
+                records += evaluate_cases_in_parallel(
+                    phantoms, out, folder=run / "calibration", workers=workers, progress=progress
+                )
         bundle = calibrate_bundle(out, records)
+    bundle = record_into(out)
     typer.echo(f"{out} {bundle.sha256}")

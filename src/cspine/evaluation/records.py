@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cspine.anatomy import LEVELS, Level
 from cspine.cases import Case
-from cspine.evaluation.metrics import dice, level_hits
+from cspine.evaluation.evidence_hits import fracture_points, peak_distance
+from cspine.evaluation.metrics import dice, level_hits, surface_distance
 from cspine.findings import Findings
 from cspine.inference.predictor import Prediction
 from cspine.volume import Volume
@@ -31,15 +33,20 @@ class LevelRecord(BaseModel):
         types: truth.
         severity: truth, 0 hairline to 1 displaced.
         old_fracture: truth, a healed one.
+        displacement_mm: truth, of the most displaced acute fracture; None when there is none or it is unknown.
+        confounders: truth, names of what may be taken for a fracture.
         claimed: the answer says that it is in view.
         right_level: the answer's centre is right; False when there is none.
         distance_mm: between true and answered centre; None without an answer.
-        dice: of its mask on the locator's grid; None when it is not in view.
+        dice: of its mask on the answer's grid; None when it is not in view.
+        surface_mm: mean symmetric distance between the surfaces of true and answered mask; None without either.
         probability: the answer's, None when it was not judged.
         logit: raw vertebra logit, None when it was not judged.
         called: the answer says fracture.
         type: the answer's.
         confidence: of the level's name.
+        evidence_mm: from the strongest cell of the evidence map to the nearest voxel of the fracture; None when it
+            is not fractured, not judged, or the fracture's place is unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,15 +57,19 @@ class LevelRecord(BaseModel):
     types: tuple[str, ...] = ()
     severity: float = 0.0
     old_fracture: bool = False
+    displacement_mm: float | None = None
+    confounders: tuple[str, ...] = ()
     claimed: bool
     right_level: bool
     distance_mm: float | None = None
     dice: float | None = None
+    surface_mm: float | None = None
     probability: float | None = None
     logit: float | None = None
     called: bool = False
     type: str | None = None
     confidence: float = 0.0
+    evidence_mm: float | None = None
 
     @property
     def in_view(self) -> bool:
@@ -86,16 +97,19 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
     """Compare an answer with the truth.
 
     Args:
-        case: with ``levels``; ``labels`` for the Dice.
+        case: with ``levels``, those that are missing are not scored; ``labels`` for the Dice.
         prediction: of the same volume.
     """
     findings = prediction.findings
-    overlap, spine = _overlaps(case, prediction)
+    masks = _masks(case, prediction)
     hits, distances = _placed(case, findings)
+    broken = fracture_points(case)
     rows = []
     for item in findings.levels:
         level = Level[item.level]
-        truth = case.levels[level]
+        truth = case.levels.get(level)
+        if truth is None:
+            continue
         in_view = truth.visible_fraction >= IN_VIEW
         rows.append(
             LevelRecord(
@@ -108,12 +122,16 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
                 claimed=item.visible,
                 right_level=hits.get(level, False),
                 distance_mm=distances.get(level),
-                dice=round(overlap.get(int(level), 0.0), 4) if in_view and case.labels is not None else None,
+                displacement_mm=truth.displacement_mm,
+                confounders=truth.confounders,
+                dice=round(masks.dice.get(int(level), 0.0), 4) if in_view and case.labels is not None else None,
+                surface_mm=masks.surface_mm.get(int(level)) if in_view else None,
                 probability=item.probability,
                 logit=prediction.logits.get(item.level),
                 called=bool(item.fracture),
                 type=item.type,
                 confidence=item.confidence,
+                evidence_mm=_evidence_mm(prediction, level, broken) if truth.fractured else None,
             )
         )
     bundle = findings.provenance.bundle
@@ -124,7 +142,7 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
         probability=findings.patient.probability,
         called=bool(findings.patient.fracture),
         status=findings.status,
-        spine_dice=spine,
+        spine_dice=masks.spine_dice,
         seconds=findings.provenance.seconds.get("total", 0.0),
         levels=tuple(rows),
     )
@@ -150,14 +168,48 @@ def _placed(case: Case, findings: Findings) -> tuple[dict[Level, bool], dict[Lev
     return level_hits(truth, found), distances
 
 
-def _overlaps(case: Case, prediction: Prediction) -> tuple[Mapping[int, float], float | None]:
-    """Dice a level and of all cervical vertebrae as one, on the locator's grid."""
+def _evidence_mm(prediction: Prediction, level: Level, broken: Mapping[Level, NDArray[np.float64]]) -> float | None:
+    evidence = prediction.evidence.get(level.name)
+    if evidence is None or level not in broken:
+        return None
+    return round(peak_distance(evidence, broken[level]), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """How well the answered masks fit: Dice and surface distance by label, and Dice of all seven as one."""
+
+    dice: Mapping[int, float]
+    surface_mm: Mapping[int, float]
+    spine_dice: float | None
+
+
+def _masks(case: Case, prediction: Prediction) -> _Masks:
+    """Overlap with the true masks, on the answer's own grid, whatever its spacing."""
     if case.labels is None:
-        return {}, None
-    shape = prediction.labels.shape
-    truth = on_grid(case.labels, case.volume.affine, prediction.labels_affine, (shape[0], shape[1], shape[2]))
-    whole = dice(_cervical(truth), _cervical(prediction.labels), (1,))
-    return dice(truth, prediction.labels, CERVICAL), whole.get(1)
+        return _Masks({}, {}, None)
+    found, affine = prediction.labels, prediction.labels_affine
+    truth = on_grid(case.labels, case.volume.affine, affine, (found.shape[0], found.shape[1], found.shape[2]))
+    whole = dice(_cervical(truth), _cervical(found), (1,))
+    spacing = Volume(found, affine).spacing
+    return _Masks(dice(truth, found, CERVICAL), surface_distances(truth, found, CERVICAL, spacing), whole.get(1))
+
+
+def surface_distances(
+    truth: NDArray[np.uint8], found: NDArray[np.uint8], labels: tuple[int, ...], spacing_xyz: tuple[float, float, float]
+) -> dict[int, float]:
+    """Mean symmetric surface distance in mm of each label that is in both masks ``[z, y, x]``; others are left out."""
+    out = {}
+    for label in labels:
+        a, b = truth == label, found == label
+        if a.any() and b.any():
+            index = np.argwhere(a | b)
+            box = tuple(
+                slice(max(int(low) - 1, 0), int(high) + 2)
+                for low, high in zip(index.min(axis=0), index.max(axis=0), strict=True)
+            )
+            out[label] = round(surface_distance(a[box], b[box], spacing_xyz)[0], 3)
+    return out
 
 
 def _cervical(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

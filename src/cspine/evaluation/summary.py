@@ -57,11 +57,11 @@ def _locating(records: Sequence[CaseRecord], rows: list[Row]) -> dict[str, Any]:
     spine = [record.spine_dice for record in records if record.spine_dice is not None]
     mean = bootstrap_interval(lambda index: float(values[index].mean()), [k for k, _ in overlaps]) if overlaps else None
     return {
-        "vertebra_dice": _dump(mean),
+        "vertebra_dice": dumped(mean),
         "cervical_spine_dice": round(float(np.mean(spine)), 4) if spine else None,
-        "right_level": _dump(proportion(sum(row.right_level for _, row in rows), len(rows))),
-        "claimed_in_view": _dump(proportion(sum(row.claimed for _, row in rows), len(rows))),
-        "absent_but_claimed": _dump(proportion(sum(row.claimed for row in absent), len(absent))),
+        "right_level": dumped(proportion(sum(row.right_level for _, row in rows), len(rows))),
+        "claimed_in_view": dumped(proportion(sum(row.claimed for _, row in rows), len(rows))),
+        "absent_but_claimed": dumped(proportion(sum(row.claimed for row in absent), len(absent))),
         "centre_error_mm": round(float(np.median(distances)), 2) if distances else None,
     }
 
@@ -77,13 +77,13 @@ def _vertebrae(rows: list[Row]) -> dict[str, Any]:
     called = np.asarray([row.called for _, row in rows], dtype=bool)
     judged = score >= 0
     out: dict[str, Any] = {
-        "judged": _dump(proportion(int(judged.sum()), len(rows))),
-        "sensitivity": _dump(sensitivity(truth, called)),
-        "specificity": _dump(specificity(truth, called)),
+        "judged": dumped(proportion(int(judged.sum()), len(rows))),
+        "sensitivity": dumped(sensitivity(truth, called)),
+        "specificity": dumped(specificity(truth, called)),
     }
     if 0 < truth.sum() < len(truth):
-        out["auc"] = _dump(bootstrap_interval(lambda index: area_under_curve(truth[index], score[index]), group))
-        out["auc_delong"] = _dump(delong_interval(truth, score))
+        out["auc"] = dumped(bootstrap_interval(lambda index: area_under_curve(truth[index], score[index]), group))
+        out["auc_delong"] = dumped(delong_interval(truth, score))
         for wanted in (0.9, 0.95):
             best, _ = sensitivity_at_specificity(truth, score, wanted)
             out[f"sensitivity_at_specificity_{wanted:g}"] = round(best, 4)
@@ -104,11 +104,11 @@ def _patients(records: Sequence[CaseRecord]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "patients": len(kept),
         "fractured": int(truth.sum()),
-        "sensitivity": _dump(sensitivity(truth, called)),
-        "specificity": _dump(specificity(truth, called)),
+        "sensitivity": dumped(sensitivity(truth, called)),
+        "specificity": dumped(specificity(truth, called)),
     }
     if 0 < truth.sum() < len(truth):
-        out["auc"] = _dump(delong_interval(truth, score))
+        out["auc"] = dumped(delong_interval(truth, score))
     return out
 
 
@@ -157,14 +157,16 @@ def _severity(rows: list[Row]) -> dict[str, Any]:
     return out
 
 
-def _dump(value: Interval | None) -> dict[str, float] | None:
+def dumped(value: Interval | None) -> dict[str, float] | None:
+    """An interval for JSON, four digits; None when it is none or not a number."""
     # A share of nothing is not a number, and JSON has no word for that.
     if value is None or not np.isfinite(value.value):
         return None
     return {"value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
 
 
-def _shown(value: dict[str, float] | float | None) -> str:
+def shown(value: dict[str, float] | float | None) -> str:
+    """A figure for a table: three digits, an interval in brackets, a dash for nothing."""
     if value is None:
         return "–"
     if isinstance(value, dict):
@@ -196,10 +198,10 @@ def to_markdown(summary: dict[str, Any], title: str = "Evaluation") -> str:
         f"{summary['fractured_vertebrae']} of them fractured. Intervals are 95 %."
     )
     lines = [f"# {title}", "", counts, "", "| figure | value |", "|---|---|"]
-    lines += [f"| {name} | {_shown(value)} |" for name, value in main]
+    lines += [f"| {name} | {shown(value)} |" for name, value in main]
     lines += ["", "| level | in view | fractured | Dice | right level | AUC |", "|---|---|---|---|---|---|"]
     for name, row in summary["levels"].items():
-        cells = [_shown(row[key]) for key in ("dice", "right_level", "auc")]
+        cells = [shown(row[key]) for key in ("dice", "right_level", "auc")]
         lines.append(f"| {name} | {row['in_view']} | {row['fractured']} | {' | '.join(cells)} |")
     lines += ["", "| fracture | count | called | type named |", "|---|---|---|---|"]
     for name, row in summary["types"].items():

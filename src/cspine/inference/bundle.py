@@ -26,7 +26,10 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 1 << 30
 DEFAULT_NAME = "base"
 
-StageName = Literal["locator", "classifier"]
+StageName = Literal["locator", "refiner", "classifier"]
+# In the order in which they run; a bundle may do without a refiner.
+STAGES: tuple[StageName, ...] = ("locator", "refiner", "classifier")
+NEEDED: tuple[StageName, ...] = ("locator", "classifier")
 Precision = Literal["f32", "bf16"]
 # Plain names only: no separators, no drive, no leading dot, so a name cannot leave the folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -41,7 +44,7 @@ class Stage(_Model):
     """One trained network."""
 
     file: FileName
-    window: tuple[int, int, int] | None = Field(default=None, description="locator: largest block z, y, x")
+    window: tuple[int, int, int] | None = Field(default=None, description="locator, refiner: largest block z, y, x")
 
 
 class GateRecord(_Model):
@@ -66,7 +69,7 @@ class Manifest(_Model):
         version: of the bundle.
         recipe: name of the recipe that trained it.
         trained_on: one sentence for findings.
-        stages: the networks, ``locator`` and ``classifier``.
+        stages: the networks, ``locator`` and ``classifier``, and ``refiner`` where masks follow the bone at 1 mm.
         types: fracture types in the order of the classifier's ``types`` output.
         type_levels: levels at which a type can occur; a type that is not listed can occur anywhere.
         calibration: fitted numbers, see ``combiner``.
@@ -90,7 +93,7 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        for name in ("locator", "classifier"):
+        for name in NEEDED:
             if name not in self.stages:
                 raise ValueError(f"stages needs a {name}")
         for stage in self.stages.values():

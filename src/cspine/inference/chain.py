@@ -22,8 +22,9 @@ STEP_SD_MM = 4.0
 STEP_RANGE_MM = (8.0, 30.0)
 # A candidate this near to the line between two others lies between them.
 BETWEEN_MM = 12.0
-# A step may lean this far from straight down before it costs; past MAX_LEAN it is impossible.
-FREE_LEAN_DEG, LEAN_SD_DEG, MAX_LEAN_DEG = 25.0, 18.0, 75.0
+# A step may lean this far from straight down before it costs; past MAX_LEAN it is impossible. The upper thoracic spine
+# of a patient who nods by 25 degrees leans by 60.
+FREE_LEAN_DEG, LEAN_SD_DEG, MAX_LEAN_DEG = 35.0, 20.0, 80.0
 
 Float = NDArray[np.float64]
 NEVER = -np.inf

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cspine.anatomy import LEVELS, Level
 from cspine.findings import LevelName
+from cspine.inference.certainty import LevelConfidence
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -84,6 +85,9 @@ class Calibration(_Model):
 
     level_temperature: Annotated[float, Field(gt=0, le=100)] = Field(
         default=3.0, description="divides scores of the level chain before its posterior; neighbours err together"
+    )
+    level_confidence: LevelConfidence = Field(
+        default=LevelConfidence(), description="from the posterior of a level's name to its confidence"
     )
     levels: dict[LevelName, LevelCalibration] = Field(default_factory=dict, description="missing: sigmoid of the logit")
     patient: PatientHead = PatientHead()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cspine.anatomy import LEVELS, Level
 from cspine.errors import StudyWarning
+from cspine.inference.certainty import ANCHORED
 from cspine.inference.levels import FoundLevel, LevelMap
 from cspine.volume import Volume
 
@@ -94,7 +95,27 @@ def level_warnings(levels: LevelMap, judged: dict[Level, Verdict]) -> list[Study
     if doubtful:
         names = ", ".join(Level(item.label).name for item in doubtful)
         out.append(StudyWarning("levels-uncertain", f"the names of these levels are uncertain by one or more: {names}"))
+    out += _reasons(levels, [v.found.label for v in shown if v.found is not None])
     missing = [level.name for level, verdict in judged.items() if not verdict.visible]
     if shown and missing:
         out.append(StudyWarning("levels-not-visible", f"not visible in this scan: {', '.join(missing)}"))
+    return out
+
+
+def _reasons(levels: LevelMap, shown: list[int]) -> list[StudyWarning]:
+    """Why the names of the labels shown may be wrong, whatever their confidence."""
+    out = []
+    head, chest = levels.anchors.head >= ANCHORED, levels.anchors.chest >= ANCHORED
+    if shown and not head:
+        below = "levels were counted up from the chest" if chest else "nor is the chest: levels were named by shape"
+        text = f"the ring of C1 is not in this scan, {below} and may be off by one or more"
+        out.append(StudyWarning("levels-without-anchor", text))
+    pairs = [f"{Level(a).name} and {Level(b).name}" for a, b in levels.doubts.uneven if a in shown and b in shown]
+    if pairs:
+        text = f"unusual distance between {', '.join(pairs)}: fused, missing or displaced vertebrae, or a wrong count"
+        out.append(StudyWarning("levels-uneven", text))
+    contradicted = [Level(label).name for label in levels.doubts.contradicted if label in shown]
+    if contradicted:
+        text = f"by shape these look like another level than by counting, as variants do: {', '.join(contradicted)}"
+        out.append(StudyWarning("levels-contradicted", text))
     return out

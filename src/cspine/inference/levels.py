@@ -6,14 +6,24 @@ Peaks of the heat map are candidates; the class probabilities around each say wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cspine.anatomy import THORACIC, Level
-from cspine.inference.chain import STATES, THORACIC_STATE, ChainSettings, Link, build_problem, solve
+from cspine.inference.candidates import (
+    Candidates,
+    CandidateSettings,
+    class_evidence,
+    find_candidates,
+    presence,
+    state_scores,
+)
+from cspine.inference.certainty import Anchors, Doubts, LevelConfidence, anchors_of, confidences, doubts_of
+from cspine.inference.chain import STATES, THORACIC_STATE, ChainSettings, Link, Problem, build_problem, solve
+from cspine.inference.evening import evened
 from cspine.inference.locate import Located
 from cspine.inference.relabel import relabel
 from cspine.inference.visibility import Field, assumed_fraction, centre_inside, distance_to_ends, visible_fraction
@@ -22,11 +32,8 @@ Float = NDArray[np.float64]
 Point = tuple[float, float, float]
 # Most that peaks left out above or below a chain may cost, nats: three vertebrae.
 LEFT_OUT_MAX = 12.0
-# Heat tells where vertebrae are more surely than classes tell which: nats for a unit of its logit. Peaks below the
-# second number cost nothing when they are left out.
-HEAT_WEIGHT, DOUBTFUL = 1.4, 1.0
-# Trust in what the network calls C1..C7 and thoracic.
-STATE_WEIGHT = np.array([1.5, 1.5, 1.0, 0.8, 0.8, 0.8, 1.0, 1.5])
+# Peaks whose presence is below this, in nats, cost nothing when they are left out.
+DOUBTFUL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +42,15 @@ class LevelSettings:
 
     Attributes:
         chain: weights of the dynamic programme.
-        heat_floor: peaks below this are not looked at, 0..1.
-        relative_floor: nor those below this share of the scan's strongest peaks.
-        heat_neutral: heat at which a peak speaks neither for nor against a vertebra.
-        relative_neutral: the same as a share of the scan's strongest peaks; the larger of the two counts.
-        peak_distance_mm: of two peaks nearer than this only the stronger stays.
-        ball_mm: radius around a peak in which class evidence is averaged.
-        atlas_ball_mm: the same for C1, whose ring lies far from its centre.
-        max_candidates: the strongest peaks kept.
+        candidates: of the search for peaks.
+        confidence: from the posterior of a name and what it was counted from to its confidence.
+        even: move centres along the spine to even steps.
     """
 
     chain: ChainSettings = field(default_factory=ChainSettings)
-    heat_floor: float = 0.08
-    relative_floor: float = 0.25
-    heat_neutral: float = 0.2
-    relative_neutral: float = 0.42
-    peak_distance_mm: float = 7.0
-    ball_mm: float = 6.0
-    atlas_ball_mm: float = 15.0
-    max_candidates: int = 48
+    candidates: CandidateSettings = field(default_factory=CandidateSettings)
+    confidence: LevelConfidence = field(default_factory=LevelConfidence)
+    even: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +89,8 @@ class LevelMap:
         affine: index ``(x, y, z)`` → LPS mm of ``labels``.
         partial: visible fraction assumed for levels next to the chain's ends, whose centre lies outside the field.
         score: of the chain, nats.
+        anchors: what it was counted from.
+        doubts: what speaks against it.
     """
 
     found: tuple[FoundLevel, ...]
@@ -99,6 +98,8 @@ class LevelMap:
     affine: Float
     partial: dict[int, float]
     score: float
+    anchors: Anchors = field(default_factory=Anchors)
+    doubts: Doubts = field(default_factory=Doubts)
 
     def cervical(self) -> dict[Level, FoundLevel]:
         """Found levels keyed by ``Level``."""
@@ -110,20 +111,24 @@ class LevelMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """Peaks sorted from head to chest.
+class Chain:
+    """The ordered reading, before masks.
 
     Attributes:
-        positions: ``(n, 3)`` LPS mm.
-        heat: ``(n,)`` 0..1.
-        evidence: ``(n, 8)`` share of each state (C1..C7, thoracic) among vertebra probabilities near the peak.
-        mass: ``(n,)`` mean probability of any vertebra near the peak.
+        links: from head to chest, moved to even steps; empty when nothing is cervical.
+        posterior: of each link's name.
+        confidence: of each link's name, from that and the rest.
+        score: nats.
+        anchors: what it was counted from.
+        doubts: what speaks against it.
     """
 
-    positions: Float
-    heat: Float
-    evidence: Float
-    mass: Float
+    links: tuple[Link, ...]
+    posterior: tuple[float, ...]
+    confidence: tuple[float, ...]
+    score: float
+    anchors: Anchors
+    doubts: Doubts
 
 
 def find_levels(located: Located, settings: LevelSettings | None = None) -> LevelMap:
@@ -132,121 +137,68 @@ def find_levels(located: Located, settings: LevelSettings | None = None) -> Leve
     Nothing cervical, or too little evidence, gives an empty ``found`` and a mask of what the network said
     (vertebrae become "other bone", since no level can be vouched for).
     """
+    view = _view(located)
+    chain = find_chain(located, settings)
+    labels = relabel(located, chain.links)
+    found = _describe(chain, labels, located.affine, view)
+    return LevelMap(
+        found=found,
+        labels=labels,
+        affine=located.affine,
+        partial=_partial(found, view),
+        score=chain.score,
+        anchors=chain.anchors,
+        doubts=chain.doubts,
+    )
+
+
+def find_chain(located: Located, settings: LevelSettings | None = None) -> Chain:
+    """The one consistent reading of the locator's answer, without masks."""
     settings = settings or LevelSettings()
-    view = Field(located.field_affine, located.field_shape, located.void, located.affine)
-    links, score = _solve(located, view, settings)
-    if not any(link.state < THORACIC_STATE for link in links):
-        links = ()
-    labels = relabel(located, links)
-    found = _describe(links, labels, located.affine, view)
-    return LevelMap(found, labels, located.affine, _partial(found, view), score)
+    return find_chains(located, settings, (settings.chain.temperature,))[0]
 
 
-def _solve(located: Located, view: Field, settings: LevelSettings) -> tuple[tuple[Link, ...], float]:
-    """Candidates, scores, chain."""
-    peaks = find_candidates(located, settings)
+def find_chains(located: Located, settings: LevelSettings, temperatures: Sequence[float]) -> list[Chain]:
+    """The same reading at several temperatures, which change its confidence and nothing else."""
+    peaks = find_candidates(located, settings.candidates)
     if len(peaks.heat) == 0:
-        return (), -np.inf
-    found = presence(peaks, max(settings.heat_neutral, settings.relative_neutral * _strongest(peaks.heat)))
+        return [_read((), -np.inf, peaks, np.empty(0), settings)] * len(temperatures)
+    depth = np.minimum(*distance_to_ends(peaks.positions, _view(located)))
+    problem, nothing = _problem(located, peaks, settings)
+    out = []
+    for temperature in temperatures:
+        links, score = solve(problem, replace(settings.chain, temperature=temperature), nothing)
+        out.append(_read(links, score, peaks, depth, settings))
+    return out
+
+
+def _read(links: tuple[Link, ...], score: float, peaks: Candidates, depth: Float, settings: LevelSettings) -> Chain:
+    """What there is to say of a chain; nothing when no link of it is cervical."""
+    raw = links if any(link.state < THORACIC_STATE for link in links) else ()
+    anchors, doubts = anchors_of(raw, peaks), doubts_of(raw, peaks)
+    return Chain(
+        links=evened(raw, peaks.heat, depth) if settings.even else raw,
+        posterior=tuple(link.confidence for link in raw),
+        confidence=tuple(confidences(raw, anchors, doubts, settings.confidence)),
+        score=score,
+        anchors=anchors,
+        doubts=doubts,
+    )
+
+
+def _view(located: Located) -> Field:
+    return Field(located.field_affine, located.field_shape, located.void, located.affine)
+
+
+def _problem(located: Located, peaks: Candidates, settings: LevelSettings) -> tuple[Problem, float]:
+    """What the dynamic programme works on, and the score of no spine at all."""
+    found = presence(peaks, settings.candidates)
     emission = found[:, None] + state_scores(peaks.evidence)
     strength = np.clip(found - DOUBTFUL, 0.0, 4.0)
-    start, end = _end_scores(peaks.positions, strength, view)
-    middle = _middle_scores(located, peaks.positions, settings.ball_mm)
+    start, end = _end_scores(peaks.positions, strength, _view(located))
+    middle = _middle_scores(located, peaks.positions, settings.candidates.ball_mm)
     problem = build_problem(peaks.positions, emission, middle, start, end, strength, settings.chain)
-    return solve(problem, settings.chain, nothing=-min(float(strength.sum()), LEFT_OUT_MAX))
-
-
-def find_candidates(located: Located, settings: LevelSettings) -> Candidates:
-    """Local maxima of the heat map, kept apart, with sub-voxel positions and the class evidence around them."""
-    heat = located.heat.astype(np.float32)
-    spacing = float(np.linalg.norm(located.affine[:3, 2]))
-    smooth = ndimage.gaussian_filter(heat, 0.6)
-    top = (ndimage.maximum_filter(smooth, size=3) == smooth) & (heat >= settings.heat_floor)
-    index = np.argwhere(top)
-    values = heat[top].astype(np.float64)
-    # Ties broken by place, so that the order never depends on the platform's sort.
-    order = np.lexsort((index[:, 2], index[:, 1], index[:, 0], -values))
-    kept: list[int] = []
-    for k in order:
-        gap = np.linalg.norm((index[kept] - index[k]) * spacing, axis=1) if kept else np.empty(0)
-        if not (gap < settings.peak_distance_mm).any():
-            kept.append(int(k))
-        if len(kept) == settings.max_candidates:
-            break
-    kept = [k for k in kept if values[k] >= settings.relative_floor * _strongest(values[kept])]
-    fine = np.array([_centroid(heat, index[k]) for k in kept]).reshape(-1, 3)
-    positions = fine[:, ::-1] @ located.affine[:3, :3].T + located.affine[:3, 3]
-    down = np.argsort(-positions[:, 2], kind="stable")
-    positions = positions[down]
-    evidence, mass = class_evidence(located, positions, settings.ball_mm)
-    # A peak of C1 often lies in the dens, where next to nothing is C1: its ring shows only in a wider ball.
-    wide, _ = class_evidence(located, positions, settings.atlas_ball_mm)
-    evidence[:, 0] = np.maximum(evidence[:, 0], wide[:, 0])
-    return Candidates(positions, values[kept][down], evidence, mass)
-
-
-def _strongest(heat: Float, count: int = 5) -> float:
-    """Mean of the strongest peaks: what a clear body centre looks like in this scan."""
-    return float(np.sort(heat)[-count:].mean()) if len(heat) else 0.0
-
-
-def _centroid(heat: NDArray[np.float32], peak: NDArray[np.intp]) -> Float:
-    """Heat-weighted centre of the 5x5x5 block around a peak, index z, y, x."""
-    low = np.maximum(peak - 2, 0)
-    block = heat[tuple(slice(a, b) for a, b in zip(low, peak + 3, strict=True))].astype(np.float64)
-    # The block is cut at the grid's face: make it symmetric, or the centre moves inwards.
-    reach = np.minimum(peak - low, np.array(low + block.shape) - 1 - peak)
-    near = block[tuple(slice(p - o - r, p - o + r + 1) for p, o, r in zip(peak, low, reach, strict=True))]
-    weight = np.maximum(near - 0.5 * near.max(), 0)
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in near.shape), indexing="ij"), axis=-1)
-    offset = (grid * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
-    return np.asarray(peak - reach + offset)
-
-
-def class_evidence(located: Located, points: Float, radius_mm: float) -> tuple[Float, Float]:
-    """Class probabilities averaged in a ball around each point.
-
-    Args:
-        located: the locator's answer.
-        points: ``(n, 3)`` LPS mm.
-        radius_mm: of the ball.
-
-    Returns:
-        ``(n, 8)`` shares among vertebra classes, summing to 1, and ``(n,)`` mean probability of any vertebra.
-    """
-    spacing = float(np.linalg.norm(located.affine[:3, 2]))
-    reach = int(np.ceil(radius_mm / spacing))
-    cube = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    ball = cube[np.linalg.norm(cube * spacing, axis=1) <= radius_mm]
-    inverse = np.linalg.inv(located.affine)
-    index = np.rint(points @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)[:, ::-1]
-    voxels = index[:, None, :] + ball[None]
-    inside = ((voxels >= 0) & (voxels < located.heat.shape)).all(axis=2)
-    z, y, x = np.moveaxis(np.clip(voxels, 0, np.array(located.heat.shape) - 1), 2, 0)
-    values = located.classes[1 : THORACIC + 1, z, y, x].astype(np.float64) * inside
-    total = values.sum(axis=2).T / np.maximum(inside.sum(axis=1), 1)[:, None]
-    mass = total.sum(axis=1)
-    return (total + 1e-4) / (total + 1e-4).sum(axis=1, keepdims=True), mass
-
-
-def state_scores(evidence: Float) -> Float:
-    """``(…, 8)`` shares → nats for each state, at most 0.
-
-    C1's centre lies between its anterior arch and the dens, so half of what surrounds it is C2: C1's share counts
-    double. A floor keeps one wrong vertebra from deciding the chain. Networks know the ends of the neck by shape but
-    interpolate between them, so the ends weigh more and the middle is counted.
-    """
-    share = evidence.copy()
-    share[..., 0] = np.minimum(1.0, 2.0 * share[..., 0])
-    return np.asarray(STATE_WEIGHT * np.log((share + 0.02) / 1.02))
-
-
-def presence(peaks: Candidates, heat_neutral: float) -> Float:
-    """``(n,)`` nats: how much a peak looks like a vertebra at all. Strong peaks add to a chain, weak ones subtract."""
-    heat = np.clip(peaks.heat, 1e-3, 1 - 1e-3)
-    neutral = np.log(heat_neutral / (1 - heat_neutral))
-    from_heat = HEAT_WEIGHT * np.clip(np.log(heat / (1 - heat)) - neutral, -2.5, 3.0)
-    return np.asarray(from_heat + np.clip(np.log((peaks.mass + 0.02) / 0.25), -2.5, 0.5))
+    return problem, -min(float(strength.sum()), LEFT_OUT_MAX)
 
 
 def _end_scores(positions: Float, strength: Float, view: Field) -> tuple[Float, Float]:
@@ -280,18 +232,23 @@ def _middle_scores(located: Located, positions: Float, radius_mm: float) -> Floa
     return scores
 
 
-def _describe(links: tuple[Link, ...], labels: NDArray[np.uint8], affine: Float, view: Field) -> tuple[FoundLevel, ...]:
+def _describe(chain: Chain, labels: NDArray[np.uint8], affine: Float, view: Field) -> tuple[FoundLevel, ...]:
     """Links as levels, thoracic ones numbered downwards."""
     found = []
-    positions = np.array([link.position for link in links]).reshape(-1, 3)
-    for order, link in enumerate(links):
-        thoracic = sum(other.state == THORACIC_STATE for other in links[:order])
+    positions = np.array([link.position for link in chain.links]).reshape(-1, 3)
+    thoracic = 0
+    for order, (link, confidence) in enumerate(zip(chain.links, chain.confidence, strict=True)):
         label = link.state + 1 if link.state < THORACIC_STATE else THORACIC + thoracic
-        share = visible_fraction(label, positions, order, labels, affine, view)
+        thoracic += link.state == THORACIC_STATE
         x, y, z = (float(value) for value in link.position)
         found.append(
             FoundLevel(
-                label, (x, y, z), link.confidence, share, link.candidate is None, centre_inside(link.position, view)
+                label=label,
+                center_mm=(x, y, z),
+                confidence=confidence,
+                visible_fraction=visible_fraction(label, positions, order, labels, affine, view),
+                interpolated=link.candidate is None,
+                inside=centre_inside(link.position, view),
             )
         )
     return tuple(found)

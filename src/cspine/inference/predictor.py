@@ -1,4 +1,4 @@
-"""``Predictor``: a volume in, findings out. Locate, name the levels, sample stacks, classify, combine."""
+"""``Predictor``: a volume in, findings out. Locate, name the levels, outline, sample stacks, classify, combine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cspine import __version__
 from cspine.anatomy import LEVELS, Level
-from cspine.errors import BundleError, StudyWarning
+from cspine.errors import StudyWarning
 from cspine.findings import (
     BundleProvenance,
     Evidence,
@@ -26,15 +26,18 @@ from cspine.findings import (
     Provenance,
     WarningItem,
 )
-from cspine.inference import stacks
-from cspine.inference.bundle import Bundle, Precision, StageName
+from cspine.inference import answers, stacks
+from cspine.inference.answers import Opinion
+from cspine.inference.bundle import STAGES, Bundle, Precision, StageName
 from cspine.inference.chain import ChainSettings
 from cspine.inference.combiner import Combined, combine
 from cspine.inference.evidence import EvidenceMap, boxes
 from cspine.inference.judge import Verdict, level_warnings, resolution_warning, verdicts
 from cspine.inference.levels import LevelMap, LevelSettings, find_levels
-from cspine.inference.locate import CHANNELS, WINDOW, locate
-from cspine.inference.runtime import Network, Runtime, Tensor, make_runtime
+from cspine.inference.locate import WINDOW, locate
+from cspine.inference.refine import WINDOW as REFINER_WINDOW
+from cspine.inference.refine import Refined, refine
+from cspine.inference.runtime import Network, Runtime, make_runtime
 from cspine.volume import Volume
 
 Progress = Callable[[float, str], None]
@@ -50,7 +53,8 @@ class Prediction:
 
     Attributes:
         findings: the result.
-        labels: uint8 ``[Z, Y, X]`` at 2 mm, values of ``cspine.anatomy``.
+        labels: uint8 ``[Z, Y, X]``, values of ``cspine.anatomy``: at 1 mm in a box around the cervical vertebrae when
+            the bundle has a refiner, else the locator's mask at 2 mm.
         labels_affine: index ``(x, y, z)`` → LPS mm of ``labels``.
         evidence: map by level name, for the levels that were judged.
         logits: raw vertebra logit by level name, for fitting calibrations.
@@ -61,15 +65,6 @@ class Prediction:
     labels_affine: NDArray[np.float64]
     evidence: Mapping[str, EvidenceMap]
     logits: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Opinion:
-    """The classifier's raw answer about one vertebra."""
-
-    logit: float
-    types: NDArray[np.float32]
-    evidence: EvidenceMap
 
 
 @dataclass(slots=True)
@@ -138,12 +133,14 @@ class Predictor:
         clock = _Clock(progress)
         volume = volume.reoriented()
         with clock.step("load", 0.1, "loading the networks"):
-            locator, classifier = self._network("locator"), self._network("classifier")
+            networks = {stage: self._network(stage) for stage in STAGES if stage in self.bundle.manifest.stages}
+            locator, classifier = networks["locator"], networks["classifier"]
         with clock.step("locate", 0.15, "finding the spine"):
-            located = locate(volume, lambda image: _located(locator, image), window=self._window())
+            located = locate(volume, lambda image: answers.located(locator, image), window=self._window())
         with clock.step("levels", 0.5, "naming the levels"):
             levels = find_levels(located, self._level_settings())
             del located
+        outlined = self._outline(volume, levels, clock)
         coarse, hopeless = resolution_warning(volume)
         judged = verdicts(levels, hopeless)
         opinions = self._classify(volume, levels, judged, classifier, clock)
@@ -163,8 +160,8 @@ class Predictor:
         )
         return Prediction(
             findings=findings,
-            labels=levels.labels,
-            labels_affine=levels.affine,
+            labels=outlined.labels,
+            labels_affine=outlined.affine,
             evidence={level.name: opinion.evidence for level, opinion in opinions.items()},
             logits={level.name: opinion.logit for level, opinion in opinions.items()},
         )
@@ -179,16 +176,33 @@ class Predictor:
         return self.bundle.manifest.stages["locator"].window or WINDOW
 
     def _level_settings(self) -> LevelSettings:
-        return LevelSettings(chain=ChainSettings(temperature=self.bundle.manifest.calibration.level_temperature))
+        calibration = self.bundle.manifest.calibration
+        chain = ChainSettings(temperature=calibration.level_temperature)
+        return LevelSettings(chain=chain, confidence=calibration.level_confidence)
+
+    def _outline(self, volume: Volume, levels: LevelMap, clock: _Clock) -> Refined:
+        """The mask that is shown; the classifier keeps the locator's, which it was trained with."""
+        stage = self.bundle.manifest.stages.get("refiner")
+        if stage is None or not levels.cervical():
+            return Refined(levels.labels, levels.affine)
+        with clock.step("outline", 0.52, "outlining the vertebrae"):
+            network = self._network("refiner")
+            return refine(
+                volume,
+                levels.labels,
+                levels.affine,
+                lambda image: answers.refined(network, image),
+                window=stage.window or REFINER_WINDOW,
+            )
 
     def _classify(
         self, volume: Volume, levels: LevelMap, judged: Mapping[Level, Verdict], network: Network, clock: _Clock
-    ) -> dict[Level, _Opinion]:
+    ) -> dict[Level, Opinion]:
         """Sample and classify the stack of every judged level, one at a time to bound memory."""
         wanted = [level for level, verdict in judged.items() if verdict.reason is None]
         if not wanted:
             return {}
-        with clock.step("stacks", 0.52, "cutting out the vertebrae"):
+        with clock.step("stacks", 0.56, "cutting out the vertebrae"):
             frames = stacks.frames(levels.centers(), levels.labels, levels.affine)
             samples = {
                 level: stacks.sample_stack(
@@ -199,13 +213,13 @@ class Predictor:
         with clock.step("classify", 0.6, "looking for fractures"):
             opinions = {}
             for number, level in enumerate(wanted):
-                opinions[level] = _opinion(network, samples[level], stacks.evidence_affine(frames[level], level))
+                opinions[level] = answers.opinion(network, samples[level], stacks.evidence_affine(frames[level], level))
                 if clock.progress:
                     clock.progress(0.6 + 0.3 * (number + 1) / len(wanted), f"looked at {level.name}")
         return opinions
 
     def _level_finding(
-        self, level: Level, verdict: Verdict, opinion: _Opinion | None, combined: Combined, volume: Volume
+        self, level: Level, verdict: Verdict, opinion: Opinion | None, combined: Combined, volume: Volume
     ) -> LevelFinding:
         """What findings say of one level."""
         found, probability = verdict.found, combined.levels.get(level)
@@ -252,7 +266,7 @@ class Predictor:
 
     def _provenance(self, volume: Volume, seconds: dict[str, float]) -> Provenance:
         manifest = self.bundle.manifest
-        precisions = [f"{stage} {self.precision_of(stage)}" for stage in ("locator", "classifier")]
+        precisions = [f"{stage} {self.precision_of(stage)}" for stage in STAGES if stage in manifest.stages]
         return Provenance(
             cspine=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -273,30 +287,7 @@ _NAMES: dict[Level, LevelName] = dict(zip(LEVELS, get_args(LevelName), strict=Tr
 _ANY = tuple(_NAMES.values())
 
 
-def _located(network: Network, image: Tensor) -> Tensor:
-    """The locator's output, checked for the shape that everything after relies on."""
-    answer = network({"image": image}).get("locator")
-    expected = (1, CHANNELS, *image.shape[2:])
-    if answer is None or answer.shape != expected:
-        got = "no such output" if answer is None else f"shape {answer.shape}"
-        raise BundleError(f"expected output 'locator' of shape {expected}, got {got}", fix="Export the bundle again")
-    return answer
-
-
-def _opinion(network: Network, stack: Tensor, affine: NDArray[np.float64]) -> _Opinion:
-    """Classify one stack ``[24, 4, 128, 160]``."""
-    answer = network({"stack": stack[None]})
-    missing = [name for name in ("vertebra", "types", "evidence") if name not in answer]
-    if missing:
-        raise BundleError(f"expected output '{missing[0]}' of the classifier, got none", fix="Export the bundle again")
-    logit = float(answer["vertebra"].reshape(-1)[0])
-    maps = np.asarray(0.5 * (1 + np.tanh(0.5 * answer["evidence"][0])), dtype=np.float32)
-    if not np.isfinite(logit) or not np.isfinite(maps).all():
-        raise BundleError("the classifier answered with numbers that are not finite", fix="Try the other runtime")
-    return _Opinion(logit, answer["types"][0], EvidenceMap(maps, affine))
-
-
-def _status(opinions: Mapping[Level, _Opinion]) -> Literal["ok", "partial", "refused"]:
+def _status(opinions: Mapping[Level, Opinion]) -> Literal["ok", "partial", "refused"]:
     if not opinions:
         return "refused"
     return "ok" if len(opinions) == len(LEVELS) else "partial"

@@ -223,7 +223,7 @@ def gate(
         runtime: must support the precision.
         model: ONNX bytes.
         inputs: at least one; typical ones, and some with a fracture.
-        distance: see ``locator_distance`` and ``classifier_distance``.
+        distance: see ``locator_distance``, ``refiner_distance`` and ``classifier_distance``.
         tolerance: largest distance that may pass.
         precision: the candidate; the reference is f32.
 
@@ -252,6 +252,16 @@ def locator_distance(exact: Tensors, other: Tensors) -> float:
     bone = (a > 0) | (b > 0)
     changed = float((a != b)[bone].mean()) if bone.any() else 0.0
     return max(changed, float(np.abs(first[CLASSES] - second[CLASSES]).max()))
+
+
+def refiner_distance(exact: Tensors, other: Tensors) -> float:
+    """Share of bone voxels (in either answer) whose class changes."""
+    a, b = (answer["refiner"][0].argmax(axis=0) for answer in (exact, other))
+    bone = (a > 0) | (b > 0)
+    finite = all(np.isfinite(answer["refiner"]).all() for answer in (exact, other))
+    if not finite:
+        return float("nan")
+    return float((a != b)[bone].mean()) if bone.any() else 0.0
 
 
 def classifier_distance(exact: Tensors, other: Tensors) -> float:
