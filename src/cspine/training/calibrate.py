@@ -16,8 +16,8 @@ from cspine.evaluation.records import CaseRecord
 from cspine.findings import LevelName
 from cspine.inference.combiner import Calibration, Thresholds, combine, noisy_or, patient_features
 
-# Fracture a vertebra in RSNA 2022 (1444 of 7 x 2019), to which probabilities refer.
-PREVALENCE = 0.10
+# Fracture a vertebra among patients scanned for it, to which probabilities refer; RSNA 2022 was enriched to 0.10.
+PREVALENCE = 0.05
 # A vertebra is called when the specificity reached on the calibration set is at least this.
 SPECIFICITY = 0.90
 MIN_OF_EACH = 8

@@ -14,21 +14,25 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from cspine.errors import StudyError
 from cspine.inference.stacks import PLANES
 from cspine.training.locator_windows import Window, draw_window
-from cspine.training.recipe import ClassifierStage, LocatorStage
+from cspine.training.recipe import ClassifierStage, LocatorStage, RefinerStage
+from cspine.training.refiner_windows import RefinerWindow, draw_refiner_window
 from cspine.training.samples import (
     read_classifier_sample,
     read_locator_sample,
     read_meta,
+    read_refiner_sample,
     sample_paths,
 )
 from cspine.training.stacks import Stack, draw_stack
 
 Example = dict[str, torch.Tensor]
-Stage = LocatorStage | ClassifierStage
+Stage = LocatorStage | RefinerStage | ClassifierStage
 
 # Batches drawn between two looks at the folder.
 RESCAN_EVERY = 50
 WAIT_SECONDS = 2.0
+# Samples of real scans are named so; the others are phantoms.
+SCAN = "scan-"
 
 
 def type_names() -> tuple[str, ...]:
@@ -44,6 +48,7 @@ class Pool:
     def __init__(self, folder: Path, stage: Stage, *, held_back: bool) -> None:
         self.folder, self.stage, self.held_back = folder, stage, held_back
         self.paths: list[Path] = []
+        self.scans: list[Path] = []
         self.positives: list[tuple[Path, int]] = []
         self.negatives: list[tuple[Path, int]] = []
         self._known: set[Path] = set()
@@ -54,7 +59,7 @@ class Pool:
             if path in self._known:
                 continue
             self._known.add(path)
-            self.paths.append(path)
+            (self.scans if path.name.startswith(SCAN) else self.paths).append(path)
             if isinstance(self.stage, ClassifierStage):
                 for index, item in enumerate(read_meta(path)["vertebrae"]):
                     (self.positives if item["fractured"] else self.negatives).append((path, index))
@@ -64,15 +69,20 @@ class Pool:
         """Is there anything to draw?"""
         if isinstance(self.stage, ClassifierStage):
             return bool(self.positives and self.negatives)
-        return bool(self.paths)
+        return bool(self.paths or self.scans)
 
     def draw(self, rng: np.random.Generator, planes: int = PLANES) -> Example:
         """One random example; a classifier's stack has ``planes`` slices."""
         if isinstance(self.stage, LocatorStage):
-            path = self.paths[rng.integers(len(self.paths))]
+            real = bool(self.scans) and (not self.paths or rng.random() < self.stage.scan_share)
+            table = self.scans if real else self.paths
+            path = table[rng.integers(len(table))]
             return window_tensors(draw_window(read_locator_sample(path), self.stage, rng))
-        table = self.positives if rng.random() < self.stage.positive_share else self.negatives
-        path, index = table[rng.integers(len(table))]
+        if isinstance(self.stage, RefinerStage):
+            path = self.paths[rng.integers(len(self.paths))]
+            return refiner_tensors(draw_refiner_window(read_refiner_sample(path), self.stage, rng))
+        broken = self.positives if rng.random() < self.stage.positive_share else self.negatives
+        path, index = broken[rng.integers(len(broken))]
         sample = read_classifier_sample(path)
         vertebra = sample.vertebrae[index]
         return stack_tensors(draw_stack(sample, vertebra, self.stage, type_names(), rng, planes=planes))
@@ -135,7 +145,7 @@ class HeldBack(Dataset[Example]):
         self.stage = stage
         pool = Pool(folder, stage, held_back=True)
         pool.refresh()
-        self.items: list[tuple[Path, int]] = [(path, 0) for path in pool.paths]
+        self.items: list[tuple[Path, int]] = [(path, 0) for path in pool.paths + pool.scans]
         if isinstance(stage, ClassifierStage):
             self.items = sorted(pool.positives + pool.negatives)
         self.items = self.items[:limit]
@@ -148,6 +158,8 @@ class HeldBack(Dataset[Example]):
         rng = np.random.default_rng(index)
         if isinstance(self.stage, LocatorStage):
             return window_tensors(draw_window(read_locator_sample(path), self.stage, rng, plain=True))
+        if isinstance(self.stage, RefinerStage):
+            return refiner_tensors(draw_refiner_window(read_refiner_sample(path), self.stage, rng, plain=True))
         sample = read_classifier_sample(path)
         stack = draw_stack(sample, sample.vertebrae[position], self.stage, type_names(), rng, plain=True)
         return stack_tensors(stack)
@@ -161,6 +173,11 @@ def window_tensors(window: Window) -> Example:
         "heat": torch.from_numpy(window.heat),
         "known": torch.from_numpy(window.known),
     }
+
+
+def refiner_tensors(window: RefinerWindow) -> Example:
+    """A window as the refiner's module takes it (without the batch axis)."""
+    return {"image": torch.from_numpy(window.image), "labels": torch.from_numpy(window.labels)}
 
 
 def stack_tensors(stack: Stack) -> Example:

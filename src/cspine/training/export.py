@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from cspine import __version__
 from cspine.errors import BundleError, UsageError
 from cspine.evaluation.records import CaseRecord
-from cspine.inference.bundle import Bundle, GateRecord, write_bundle
-from cspine.inference.runtime import classifier_distance, gate, locator_distance, make_runtime
+from cspine.inference.bundle import NEEDED, Bundle, GateRecord, write_bundle
+from cspine.inference.runtime import (
+    Distance,
+    classifier_distance,
+    gate,
+    locator_distance,
+    make_runtime,
+    refiner_distance,
+)
+from cspine.inference.verify import VERIFY_FILES, forget
 from cspine.training.calibrate import PREVALENCE, fit_calibration
-from cspine.training.data import HeldBack, Stage, type_names
-from cspine.training.fit import CHECKPOINT, STAGES, StageName, load_network
+from cspine.training.data import SCAN, HeldBack, Stage, type_names
+from cspine.training.fit import CHECKPOINT, PRETRAINED, STAGES, StageName, load_network
 from cspine.training.onnx_files import (
+    EXAMPLE,
     INPUT,
     PARITY_TOLERANCE,
     differences,
@@ -29,11 +38,16 @@ from cspine.training.onnx_files import (
     torch_answers,
 )
 from cspine.training.recipe import Recipe
+from cspine.training.samples import sample_paths
 
-# What bf16 may change: a share of bone voxels or of the heat; a probability.
-GATE_TOLERANCE = {"locator": 0.02, "classifier": 0.03}
-GATE_INPUTS = {"locator": 4, "classifier": 16}
-TRAINED_ON = "synthetic CT (cspine phantoms) only; no patient data"
+# What bf16 may change: a share of bone voxels or of the heat; a share of bone voxels; a probability.
+GATE_TOLERANCE = {"locator": 0.02, "refiner": 0.02, "classifier": 0.03}
+GATE_INPUTS = {"locator": 4, "refiner": 6, "classifier": 16}
+DISTANCE: dict[StageName, Distance] = {
+    "locator": locator_distance,
+    "refiner": refiner_distance,
+    "classifier": classifier_distance,
+}
 
 Tensor = NDArray[np.float32]
 
@@ -80,10 +94,9 @@ def export_stage(run: Path, name: StageName, samples: Path, *, half: bool = True
     runtime = make_runtime("openvino")
     precision = {}
     if runtime.supports("bf16"):
-        distance = locator_distance if name == "locator" else classifier_distance
         tensors = [{INPUT[name]: x} for x in inputs]
         tolerance = GATE_TOLERANCE[name]
-        precision["bf16"] = gate(runtime, model, tensors, distance=distance, tolerance=tolerance)
+        precision["bf16"] = gate(runtime, model, tensors, distance=DISTANCE[name], tolerance=tolerance)
     return ExportedStage(model, facts, parity, precision)
 
 
@@ -95,36 +108,46 @@ def _inputs(stage: Stage, folder: Path, name: StageName) -> list[Tensor]:
         chosen = np.linspace(0, len(held) - 1, count).astype(int)
         return [held[int(k)][INPUT[name]][None].numpy() for k in chosen]
     rng = np.random.default_rng(0)
-    shape = (1, 1, 64, 64, 64) if name == "locator" else (1, 24, 4, 128, 160)
-    return [rng.uniform(-1, 1, shape).astype(np.float32)]
+    return [rng.uniform(-1, 1, (1, *EXAMPLE[name][1:])).astype(np.float32)]
 
 
 def export_bundle(
-    run: Path, out: Path, *, samples: Path | None = None, half: bool = True, name: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    samples: Path | None = None,
+    half: bool = True,
+    name: str | None = None,
+    sources: str | None = None,
 ) -> Bundle:
     """Write the bundle of a run, not calibrated yet; see ``calibrate_bundle``.
 
     Args:
-        run: folder that ``fit_stage`` trained both stages in.
+        run: folder that ``fit_stage`` trained the stages in; a refiner is taken along when there is one.
         out: folder of the bundle.
         samples: where the run's samples are (default ``run/samples``).
         half: store large weights in float16.
         name: of the bundle; the recipe's by default.
+        sources: where the data come from and under which licences, for the card.
     """
     recipe = Recipe.model_validate_json((run / "recipe.json").read_bytes())
-    stages = {stage: export_stage(run, stage, samples or run / "samples", half=half) for stage in STAGES}
+    names = [stage for stage in STAGES if stage in NEEDED or (run / stage / CHECKPOINT).exists()]
+    folder = samples or run / "samples"
+    stages = {stage: export_stage(run, stage, folder, half=half) for stage in names}
     files = {f"{stage}.onnx": part.model for stage, part in stages.items()}
     fields: dict[str, Any] = {
         "name": name or recipe.name,
         "version": recipe.version,
         "recipe": recipe.name,
-        "trained_on": TRAINED_ON,
-        "stages": {stage: {"file": f"{stage}.onnx"} for stage in STAGES},
+        "trained_on": trained_on(folder),
+        "stages": {stage: {"file": f"{stage}.onnx"} for stage in names},
         "types": type_names(),
         "type_levels": type_levels(),
         "precision": {stage: {k: v.model_dump() for k, v in part.precision.items()} for stage, part in stages.items()},
     }
-    card = _card(recipe, stages, None)
+    notes = [sources, _pretrained_note(run / "classifier" / PRETRAINED)]
+    card = _card(recipe, stages, fields["trained_on"], [note for note in notes if note])
+    forget(out)
     return write_bundle(out, {**files, "card.md": card.encode()}, fields)
 
 
@@ -153,9 +176,11 @@ def calibrate_bundle(bundle: Path, records: Sequence[CaseRecord], *, prevalence:
         "calibration": fitted.calibration.model_dump(mode="json"),
         "thresholds": fitted.thresholds.model_dump(mode="json"),
     }
-    files = dict(loaded.files)
+    # What was recorded with other probabilities no longer holds; see ``inference.verify.record_into``.
+    files = {name: content for name, content in loaded.files.items() if name not in VERIFY_FILES}
     card = files["card.md"].decode().split("\n## Calibration")[0].rstrip()
     files["card.md"] = f"{card}\n\n## Calibration\n\n{fitted.note}\n".encode()
+    forget(bundle)
     return write_bundle(bundle, files, fields)
 
 
@@ -170,7 +195,32 @@ def add_figures(bundle: Path, table: str) -> Bundle:
     return write_bundle(bundle, files, fields)
 
 
-def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], note: str | None) -> str:
+def trained_on(samples: Path) -> str:
+    """One sentence on the samples of a run: how many phantoms and real scans each stage saw."""
+    parts = []
+    for stage in STAGES:
+        names = [path.name for path in sample_paths(samples / stage, held_back=False)]
+        scans = sum(name.startswith(SCAN) for name in names)
+        if not names:
+            continue
+        real = {"locator": "real scans with level marks", "classifier": "copies of real scans with planted fractures"}
+        also = f" and {scans} {real.get(stage, 'real scans')}" if scans else ""
+        parts.append(f"{stage}: {len(names) - scans} phantoms{also}")
+    return "; ".join(parts or ["unknown samples"]) + "; no patient with a known fracture"
+
+
+def _pretrained_note(record: Path) -> str | None:
+    """Who made the weights that the classifier's encoder started from."""
+    if not record.is_file():
+        return None
+    source = json.loads(record.read_text(encoding="utf-8"))
+    return (
+        f"The classifier's encoder started from weights learnt on photographs (ImageNet): {source['package']} "
+        f"{source['version']}, {source['by']}, {source['licence']}, SHA-256 {source['sha256']}."
+    )
+
+
+def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], seen: str, notes: list[str]) -> str:
     """The model card (Mitchell et al., 2019): what it is, what it was trained on, what it must not be used for."""
     rows = []
     for name, part in stages.items():
@@ -187,7 +237,7 @@ def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], note: str | No
             "",
             "**Research use only. Not a diagnosis, not a medical device.**",
             "",
-            f"- Trained on: {TRAINED_ON}. Nothing is claimed about real patients.",
+            f"- Trained on: {seen}. Nothing is claimed about real patients.",
             "- Input: CT in Hounsfield units that shows some of C1 to C7. Output: see docs/reference/findings.md.",
             "- Must not be used for: children, decisions about a patient, anything but CT.",
             "- Known weaknesses: hairline fractures of transverse and spinous processes, noise at the shoulders,",
@@ -198,7 +248,7 @@ def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], note: str | No
             "| network | size | training | difference from torch | bf16 gate |",
             "|---|---|---|---|---|",
             *rows,
-            *(["", note] if note else []),
+            *(line for note in notes for line in ("", note)),
             "",
         ]
     )

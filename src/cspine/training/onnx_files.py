@@ -21,7 +21,7 @@ MIN_HALF_VALUES = 512
 PARITY_TOLERANCE = 2e-3
 
 Tensor = NDArray[np.float32]
-Kind = Literal["locator", "classifier"]
+Kind = Literal["locator", "refiner", "classifier"]
 
 
 class _Named(nn.Module):
@@ -36,21 +36,25 @@ class _Named(nn.Module):
         return tuple(found[name] for name in self.outputs) if isinstance(found, dict) else (found,)
 
 
-INPUT = {"locator": "image", "classifier": "stack"}
-OUTPUTS = {"locator": ("locator",), "classifier": ("vertebra", "slices", "types", "evidence")}
+INPUT = {"locator": "image", "refiner": "image", "classifier": "stack"}
+OUTPUTS = {
+    "locator": ("locator",),
+    "refiner": ("refiner",),
+    "classifier": ("vertebra", "slices", "types", "evidence"),
+}
+# An input of each network, as small as tracing allows.
+EXAMPLE = {"locator": (1, 1, 64, 64, 64), "refiner": (1, 3, 64, 64, 64), "classifier": (2, 24, 4, 128, 160)}
 
 
 def export_onnx(network: nn.Module, kind: Kind) -> bytes:
-    """ONNX bytes of a network in evaluation mode; Z, Y, X of a locator and the batch of a classifier are dynamic."""
+    """ONNX bytes of a network in evaluation mode.
+
+    Z, Y and X of a locator and a refiner are dynamic, and the batch of a classifier.
+    """
     network = network.eval().cpu().float()
-    example: torch.Tensor
-    if kind == "locator":
-        example = torch.zeros(1, 1, 64, 64, 64)
-        axes = {2: "z", 3: "y", 4: "x"}
-        dynamic = {"image": axes, "locator": axes}
-    else:
-        example = torch.zeros(2, 24, 4, 128, 160)
-        dynamic = {name: {0: "batch"} for name in (INPUT[kind], *OUTPUTS[kind])}
+    example = torch.zeros(EXAMPLE[kind])
+    axes = {0: "batch"} if kind == "classifier" else {2: "z", 3: "y", 4: "x"}
+    dynamic = dict.fromkeys((INPUT[kind], *OUTPUTS[kind]), axes)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter says that dynamic_axes is the older of two ways to name dynamic axes; both give one graph.

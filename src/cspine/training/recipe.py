@@ -26,27 +26,36 @@ class _Model(BaseModel):
 class UNet3dNetwork(_Model):
     """A 3D U-Net whose first layer halves the grid: most of its work is done at twice the voxel size.
 
-    ``widths`` are channels from the finest grid (twice the input's voxel size) to the coarsest.
+    ``widths`` are channels from the finest grid (twice the input's voxel size) to the coarsest; ``inputs`` is the
+    number of channels of the image; with ``heat`` there is one more output, the body-centre logit.
     """
 
     kind: Literal["unet3d"] = "unet3d"
     widths: tuple[int, ...] = Field(default=(32, 48, 96, 160), min_length=2, max_length=6)
     classes: int = Field(default=10, ge=2)
+    inputs: int = Field(default=1, ge=1)
+    heat: bool = True
 
 
 class StackNetwork(_Model):
     """A 2D encoder for each slice of a stack, mixing along z, an evidence map at stride 4, and a BiLSTM over slices.
 
-    ``widths`` are channels at strides 2, 4, 8 and 16; ``blocks`` residual blocks at strides 4, 8 and 16.
+    ``widths`` are channels of the own encoder at strides 2, 4, 8 and 16; ``blocks`` its residual blocks at strides
+    4, 8 and 16. ``efficientnet-lite0`` has channels of its own and ``detail`` more at stride 4, see
+    ``training.encoders``. Types are read from the recurrent part alone, or also from the features at the evidence
+    and from where it lies.
     """
 
     kind: Literal["stack-bilstm"] = "stack-bilstm"
+    encoder: Literal["own", "efficientnet-lite0"] = "own"
+    detail: int = Field(default=32, ge=4)
     widths: tuple[int, int, int, int] = (32, 64, 128, 192)
     blocks: tuple[int, int, int] = (1, 2, 2)
     neck: int = Field(default=48, ge=8)
     hidden: int = Field(default=96, ge=4)
     dropout: Fraction = 0.2
     types: int = Field(default=13, ge=1)
+    types_from: Literal["slices", "evidence"] = "slices"
 
 
 class Schedule(_Model):
@@ -65,19 +74,45 @@ class Schedule(_Model):
     )
 
 
-class LocatorAugment(_Model):
-    """Random changes to a locator window. Probabilities are 0..1; ranges are inclusive."""
+class WindowAugment(_Model):
+    """Random changes to any 3D window. Probabilities are 0..1; ranges are inclusive."""
 
     flip: Fraction = 0.5
     rotate_probability: Fraction = 0.35
     rotate_degrees: float = 12.0
     scale: Range = (0.88, 1.14)
-    crop_z_probability: Fraction = 0.35
     contrast: Range = (0.85, 1.15)
     shift_hu: float = 40.0
     noise_hu: float = 60.0
     blur_probability: Fraction = 0.15
+
+
+class LocatorAugment(WindowAugment):
+    """What else happens to a locator window."""
+
+    crop_z_probability: Fraction = 0.4
+    porous_probability: Fraction = 0.6
+    coarse_probability: Fraction = 0.5
+    coarse_mm: Range = Field(default=(2.5, 4.8), description="voxel of a coarse scan")
     air_outside_probability: Fraction = 0.1
+
+
+class RefinerAugment(WindowAugment):
+    """What else happens to a refiner window: how far the coarse mask is from the truth.
+
+    Lengths are mm; ``warp_mm`` is the spread of a smooth displacement, ``ragged`` that of the level at which the
+    blurred mask is cut (0.5 is the mask itself), ``holes`` and ``leaks`` are expected numbers of balls in which
+    the mask is missing, or says vertebra of other bone or of its neighbour, and ``absent`` is the chance that a
+    vertebra is not in the mask at all. ``thick_slices`` is the chance that the image shows slices of 2 to 5 mm.
+    """
+
+    warp_mm: Range = (0.3, 2.4)
+    ragged: Range = (0.05, 0.4)
+    holes: float = Field(default=1.0, ge=0)
+    leaks: float = Field(default=1.0, ge=0)
+    ball_mm: Range = (2.5, 8.0)
+    absent: Fraction = 0.02
+    thick_slices: Fraction = 0.25
 
 
 class ClassifierAugment(_Model):
@@ -108,6 +143,14 @@ class LocatorLoss(_Model):
     class_weights: tuple[float, ...] = (0.3, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.0, 0.6)
 
 
+class RefinerLoss(_Model):
+    """Weights of the refiner's losses."""
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    class_weights: tuple[float, ...] = (0.6, 1.3, 1.3, 0.8)
+
+
 class ClassifierLoss(_Model):
     """Weights of the classifier's losses."""
 
@@ -116,6 +159,9 @@ class ClassifierLoss(_Model):
     evidence: float = 1.0
     evidence_dice: float = 0.5
     types: float = 0.15
+    types_as: Literal["each", "one"] = Field(
+        default="each", description="each type yes or no in every stack, or one out of all in stacks with a fracture"
+    )
     label_smoothing: Fraction = 0.02
     positive_weight: float = 1.0
 
@@ -131,15 +177,43 @@ class LocatorStage(_Model):
     window: tuple[int, int, int] = (112, 96, 80)
     heat_sigma_mm: Positive = 4.0
     anchored: Fraction = Field(default=0.85, description="share of windows that are placed to hold spine")
+    scan_share: Fraction = Field(default=0.3, description="share of windows from real scans, when there are any")
 
     @model_validator(mode="after")
     def _consistent(self) -> LocatorStage:
-        step = 2 ** len(self.network.widths)
-        if any(n % step for n in self.window):
-            raise ValueError(f"window must be multiples of {step} for {len(self.network.widths)} widths")
-        if len(self.loss.class_weights) != self.network.classes:
-            raise ValueError(f"loss.class_weights needs {self.network.classes} values")
+        _check_window(self.network, self.window, self.loss.class_weights)
+        if self.network.inputs != 1 or not self.network.heat:
+            raise ValueError("the locator's network has one input and a heat output")
         return self
+
+
+class RefinerStage(_Model):
+    """The network that redraws the locator's mask along the bone, on windows ``[z, y, x]`` of ``spacing_mm`` voxels.
+
+    Its inputs and classes are those of ``cspine.inference.refine``.
+    """
+
+    network: UNet3dNetwork = UNet3dNetwork(widths=(32, 48, 96), classes=4, inputs=3, heat=False)
+    schedule: Schedule = Schedule(steps=6000)
+    augment: RefinerAugment = RefinerAugment(rotate_degrees=15.0, scale=(0.85, 1.2))
+    loss: RefinerLoss = RefinerLoss()
+    spacing_mm: float = Field(default=1.0, ge=1.0, le=1.0)
+    window: tuple[int, int, int] = (64, 80, 80)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RefinerStage:
+        _check_window(self.network, self.window, self.loss.class_weights)
+        if (self.network.inputs, self.network.classes, self.network.heat) != (3, 4, False):
+            raise ValueError("the refiner's network has three inputs, four classes and no heat output")
+        return self
+
+
+def _check_window(network: UNet3dNetwork, window: tuple[int, int, int], class_weights: tuple[float, ...]) -> None:
+    step = 2 ** len(network.widths)
+    if any(n % step for n in window):
+        raise ValueError(f"window must be multiples of {step} for {len(network.widths)} widths")
+    if len(class_weights) != network.classes:
+        raise ValueError(f"loss.class_weights needs {network.classes} values")
 
 
 class ClassifierStage(_Model):
@@ -158,6 +232,40 @@ class ClassifierStage(_Model):
     )
 
 
+class SliceStage(_Model):
+    """The network that judges one axial picture of 8 bits; it learns from the classifier's samples.
+
+    Pictures are ``size`` pixels wide. In training a pixel is ``pixel_mm`` wide and windows are drawn from
+    ``window_level`` and ``window_width``, HU; of a real picture the middle ``crop`` of its side is taken.
+    """
+
+    network: StackNetwork = StackNetwork(encoder="efficientnet-lite0")
+    schedule: Schedule = Schedule(learning_rate=1.5e-3, batch_size=16, steps=3000, freeze_norm_at=1.0)
+    loss: ClassifierLoss = ClassifierLoss(types=0.0, slices=0.0)
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 224
+    pixel_mm: Range = (0.45, 0.85)
+    rotate_degrees: float = 12.0
+    shift_mm: float = 10.0
+    window_level: Range = (200.0, 900.0)
+    window_width: Range = (900.0, 3500.0)
+    gamma: Range = (0.8, 1.25)
+    noise_hu: float = 60.0
+    blur_probability: Fraction = 0.3
+    positive_share: Fraction = 0.5
+    crop: Fraction = 0.6
+
+    @property
+    def classifier(self) -> ClassifierStage:
+        """The same as a stage of stacks of one slice."""
+        return ClassifierStage(
+            network=self.network,
+            schedule=self.schedule,
+            loss=self.loss,
+            augment=ClassifierAugment(mixup=0.0),
+            positive_share=self.positive_share,
+        )
+
+
 class PhantomData(_Model):
     """Which phantoms are drawn for training."""
 
@@ -165,10 +273,11 @@ class PhantomData(_Model):
     classifier_presets: tuple[str, ...] = ("spine",)
     fracture_multiplier: Positive = Field(default=6.0, description="factor on the odds of fractures, locator")
     fracture_rate: Fraction = Field(default=0.4, description="chance of a fracture a vertebra, classifier")
+    mesh_share: Fraction = Field(default=0.7, description="share of spines drawn from meshes, when any are given")
 
 
 class Recipe(_Model):
-    """A complete method: who it comes from, its two stages and its data."""
+    """A complete method: who it comes from, its stages and its data. The refiner is optional in a bundle."""
 
     name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
     version: str = "0.1.0"
@@ -176,7 +285,9 @@ class Recipe(_Model):
     source: str = ""
     seed: int = 0
     locator: LocatorStage = LocatorStage()
+    refiner: RefinerStage = RefinerStage()
     classifier: ClassifierStage = ClassifierStage()
+    slice: SliceStage | None = Field(default=None, description="instead of the others: a judge of single pictures")
     phantoms: PhantomData = PhantomData()
 
 

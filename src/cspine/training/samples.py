@@ -25,6 +25,9 @@ from cspine.volume import Volume
 
 FORMAT = 1
 LOCATOR_SPACING_MM = 2.0
+REFINER_SPACING_MM = 1.0
+# Tissue kept around the cervical vertebrae of a refiner sample.
+REFINER_MARGIN_MM = 16.0
 # A vertebra of which less is in the field is neither a positive nor a negative.
 MIN_VISIBLE = 0.3
 # One seed in this many is held back for validation.
@@ -49,6 +52,19 @@ class LocatorSample:
     labels: Array
     centers: NDArray[np.float64]
     thoracic_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RefinerSample:
+    """The cervical column at 1 mm.
+
+    Attributes:
+        hu: int16 ``[z, y, x]``, ``REFINER_SPACING_MM`` isotropic, canonical axes.
+        labels: uint8, same shape, values of ``cspine.anatomy``.
+    """
+
+    hu: Array
+    labels: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +130,28 @@ def locator_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> L
     return LocatorSample(hu, mask.astype(np.uint8), centers, thoracic is not None)
 
 
+def refiner_sample(case: Case) -> RefinerSample:
+    """The surroundings of C1..C7 on a 1 mm grid.
+
+    Args:
+        case: needs ``labels``, with a cervical vertebra in view.
+
+    Raises:
+        StudyError: the case has no labels, or no cervical vertebra.
+    """
+    labels = _labels_of(case)
+    index = np.argwhere((labels > 0) & (labels <= Level.C7))
+    if not len(index):
+        raise StudyError("no cervical vertebra in view", where=case.name, fix="Leave this case out")
+    margin = np.ceil(REFINER_MARGIN_MM / np.asarray(case.volume.spacing[::-1])).astype(int)
+    low = np.maximum(index.min(0) - margin, 0)
+    high = np.minimum(index.max(0) + 1 + margin, labels.shape)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    fine = case.volume.crop(z, y, x).resampled(REFINER_SPACING_MM)
+    mask = Volume(labels, case.volume.affine).crop(z, y, x).resampled(REFINER_SPACING_MM, order=0).hu
+    return RefinerSample(np.clip(np.rint(fine.hu), -1024, 4000).astype(np.int16), mask.astype(np.uint8))
+
+
 def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> ClassifierSample:
     """Frames, coarse mask and fracture points of a case.
 
@@ -177,7 +215,7 @@ def _owners(index: NDArray[np.intp], labels: Array, spacing: Point, broken: list
     return own
 
 
-def write_sample(sample: LocatorSample | ClassifierSample, folder: Path, name: str) -> Path:
+def write_sample(sample: LocatorSample | RefinerSample | ClassifierSample, folder: Path, name: str) -> Path:
     """Write a sample as ``folder/name``; it appears whole or not at all.
 
     Raises:
@@ -200,10 +238,12 @@ def write_sample(sample: LocatorSample | ClassifierSample, folder: Path, name: s
     return target
 
 
-def _packed(sample: LocatorSample | ClassifierSample) -> tuple[dict[str, Array], dict[str, Any]]:
+def _packed(sample: LocatorSample | RefinerSample | ClassifierSample) -> tuple[dict[str, Array], dict[str, Any]]:
     if isinstance(sample, LocatorSample):
         arrays = {"hu": sample.hu, "labels": sample.labels, "centers": sample.centers}
         return arrays, {"kind": "locator", "thoracic_known": sample.thoracic_known}
+    if isinstance(sample, RefinerSample):
+        return {"hu": sample.hu, "labels": sample.labels}, {"kind": "refiner"}
     arrays = {"hu": sample.volume.hu, "labels": sample.labels, "points": sample.points}
     counts = np.bincount(sample.points[:, 0].astype(int), minlength=8)
     vertebrae = [
@@ -248,6 +288,13 @@ def read_locator_sample(path: Path) -> LocatorSample:
     meta = read_meta(path)
     hu, labels = (np.load(path / f"{key}.npy", mmap_mode="r") for key in ("hu", "labels"))
     return LocatorSample(hu, labels, np.load(path / "centers.npy"), bool(meta["thoracic_known"]))
+
+
+def read_refiner_sample(path: Path) -> RefinerSample:
+    """A sample written by ``write_sample``; arrays are mapped, not read."""
+    read_meta(path)
+    hu, labels = (np.load(path / f"{key}.npy", mmap_mode="r") for key in ("hu", "labels"))
+    return RefinerSample(hu, labels)
 
 
 def read_classifier_sample(path: Path) -> ClassifierSample:
