@@ -261,7 +261,8 @@ def test_the_untouched_twin_shows_no_fracture() -> None:
     assert not twin.contrast
     difference = np.abs(twin.volume.hu.astype(float) - volume.hu)
     assert 0 < difference.max() < 15 * NOISE_HU
-    assert difference[difference > 0].mean() < 0.6 * NOISE_HU
+    # What resampling changes stays below the scan's own noise.
+    assert difference[difference > 0].mean() < NOISE_HU
 
 
 # --- cases, folders, the command ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cspine.errors import RecipeError, StudyError
 from cspine.training.averaging import Average
 from cspine.training.data import HeldBack, Pool, type_names
 from cspine.training.fit import CHECKPOINT, FitOptions, fit_stage, load_network
-from cspine.training.locator_windows import draw_heat, draw_window
+from cspine.training.locator_windows import AIR, coarsened, draw_heat, draw_window, porous
 from cspine.training.losses import StackTargets, classifier_loss, heat_loss, locator_loss, soft_dice
 from cspine.training.recipe import (
     ClassifierLoss,
@@ -296,3 +297,51 @@ def _loss(network: torch.nn.Module, recipe: Recipe, samples: Path, name: str) ->
                 truth = StackTargets(**{key: batch[key] for key in names})
                 total += float(classifier_loss(network(batch["stack"]), truth, stage.loss)["total"])
     return total
+
+
+def test_porous_bone_keeps_its_shell() -> None:
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[5:15, 5:15, 5:15] = 7
+    image = np.where(mask > 0, np.float32(800), np.float32(40))
+    bone = porous(image, mask, np.random.default_rng(1))
+    inner = np.zeros(mask.shape, bool)
+    inner[6:14, 6:14, 6:14] = True
+    assert (bone[inner] < 600).all()
+    np.testing.assert_array_equal(bone[~inner], image[~inner])
+
+
+def test_a_coarse_window_is_smoother_and_keeps_the_air_outside() -> None:
+    rng = np.random.default_rng(2)
+    image = rng.normal(300, 200, (24, 32, 32)).astype(np.float32)
+    image[:, :4] = AIR
+    coarse = coarsened(image, RECIPE.locator.augment, rng)
+    assert coarse.shape == image.shape
+    assert (coarse[:, :4] == AIR).all()
+    assert coarse[:, 8:].std() < 0.6 * image[:, 8:].std()
+
+
+def test_known_thoracic_centres_count_where_others_are_unknown() -> None:
+    sample = locator_sample(block_case(3), {})
+    stage = RECIPE.locator.model_copy(update={"window": (96, 64, 64)})
+    labels = np.where(sample.labels == 7, np.uint8(8), sample.labels)
+    part = replace(sample, labels=labels, thoracic_known=False)
+    window = draw_window(part, stage, np.random.default_rng(0), plain=True)
+    thoracic = window.labels == 8
+    assert window.known[~thoracic].all()
+    assert 0 < window.known[thoracic].mean() < 1
+
+
+def test_real_scans_are_drawn_as_often_as_the_recipe_says(samples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "locator"
+    first = sample_paths(samples / "locator", held_back=False)[0]
+    shutil.copytree(first, folder / "phantom-000001")
+    shutil.copytree(first, folder / "scan-000001")
+    stage = RECIPE.locator.model_copy(update={"scan_share": 1.0})
+    pool = Pool(folder, stage, held_back=False)
+    pool.refresh()
+    assert ([path.name for path in pool.paths], [path.name for path in pool.scans]) == (
+        ["phantom-000001"],
+        ["scan-000001"],
+    )
+    shutil.rmtree(folder / "phantom-000001")
+    assert pool.draw(np.random.default_rng(0))["image"].ndim == 4

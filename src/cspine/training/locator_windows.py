@@ -66,9 +66,9 @@ def draw_window(sample: LocatorSample, stage: LocatorStage, rng: np.random.Gener
         image, mask, heat, known = (np.ascontiguousarray(part[..., ::-1]) for part in (image, mask, heat, known))
     if not plain:
         if rng.random() < augment.porous_probability:
-            image = _porous(image, mask, rng)
+            image = porous(image, mask, rng)
         if rng.random() < augment.coarse_probability:
-            image = _coarsened(image, augment, rng)
+            image = coarsened(image, augment, rng)
         image = random_tone(image, augment, rng)
         if rng.random() < augment.air_outside_probability:
             shown = _disc(stage.window, rng)
@@ -194,7 +194,7 @@ def random_tone(image: Array, augment: WindowAugment, rng: np.random.Generator) 
     return np.asarray(np.where(inside, image, AIR), dtype=np.float32)
 
 
-def _porous(image: Array, mask: Array, rng: np.random.Generator) -> NDArray[np.float32]:
+def porous(image: Array, mask: Array, rng: np.random.Generator) -> NDArray[np.float32]:
     """Bone as old people have it: little is left inside the vertebrae, less the lower they are; end plates stay.
 
     In coarse scans of such necks the bright bands are end plates with a disc between them, not bodies.
@@ -210,7 +210,7 @@ def _porous(image: Array, mask: Array, rng: np.random.Generator) -> NDArray[np.f
     return np.where(inner, marrow + (image - marrow) * left[np.minimum(mask, THORACIC)], image)
 
 
-def _coarsened(image: Array, augment: LocatorAugment, rng: np.random.Generator) -> NDArray[np.float32]:
+def coarsened(image: Array, augment: LocatorAugment, rng: np.random.Generator) -> NDArray[np.float32]:
     """The window as a scan of larger voxels shows it: averaged, sampled coarsely, interpolated back to 2 mm."""
     from scipy import ndimage
 
