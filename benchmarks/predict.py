@@ -35,7 +35,7 @@ import numpy as np
 SLICES = 300
 GOAL_SECONDS, GOAL_BYTES, GOAL_RATIO = 10.0, 2 * 2**30, 4.0
 WAYS = ("openvino", "onnxruntime", "eager")
-STEPS = ("open", "load", "locate", "levels", "stacks", "classify", "combine", "report", "whole", "networks")
+STEPS = ("open", "load", "locate", "levels", "outline", "stacks", "classify", "combine", "report", "whole", "networks")
 
 
 def write_study(folder: Path) -> None:
@@ -105,23 +105,24 @@ class Eager:
     def __init__(self, answers: dict[str, Any], threads: int) -> None:
         import torch
 
+        from cspine.inference.bundle import STAGES
+
         torch.set_num_threads(threads)
         self.answers, self.name, self.hidden = answers, f"torch {torch.__version__}", 0.0
-        self._stages = iter(("locator", "classifier"))
+        self._stages = iter(STAGES)
 
     def supports(self, precision: str) -> bool:
         """float32 only."""
         return precision == "f32"
 
     def load(self, *_: Any) -> Callable[[Any], Any]:
-        """The predictor loads the locator first, then the classifier."""
+        """The predictor loads the stages in their order."""
         import torch
 
         from cspine.training.networks import build_network
-        from cspine.training.recipe import StackNetwork, UNet3dNetwork
+        from cspine.training.recipe import load_recipe
 
-        first = next(self._stages) == "locator"
-        network = build_network(UNet3dNetwork() if first else StackNetwork()).eval()
+        network = build_network(getattr(load_recipe("base"), next(self._stages)).network).eval()
 
         def call(inputs: Any) -> Any:
             with torch.inference_mode():
