@@ -191,7 +191,7 @@ def add_figures(bundle: Path, table: str) -> Bundle:
     files = dict(loaded.files)
     card = files["card.md"].decode().split("\n## Figures")[0].rstrip()
     body = table.split("\n", 1)[1].strip()
-    files["card.md"] = f"{card}\n\n## Figures on phantoms it has not seen\n\n{body}\n".encode()
+    files["card.md"] = f"{card}\n\n## Figures\n\n{body}\n".encode()
     return write_bundle(bundle, files, fields)
 
 
