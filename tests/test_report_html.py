@@ -349,3 +349,9 @@ def test_percent_never_promises(value: float | None, text: str) -> None:
 
 def test_negative_positions_have_a_true_minus() -> None:
     assert words.point((-1.25, 2.0, float(MIDDLE[2]))) == "\u22121.2,\u00a02.0,\u00a0400.0\u00a0mm"
+
+
+def test_a_suspected_level_is_never_under_a_clear_headline() -> None:
+    findings = make_findings((0.1, 0.6, 0.1, 0.7, 0.1, 0.1, 0.1))
+    patient = findings.patient.model_copy(update={"probability": 0.4, "fracture": False, "threshold": 0.54})
+    assert words.headline(findings.model_copy(update={"patient": patient})) == "Possible fracture at C2, C4"

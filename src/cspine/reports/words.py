@@ -68,6 +68,10 @@ def headline(findings: Findings) -> str:
         return "Not judged"
     if findings.patient.fracture:
         return "Fracture suspected"
+    # Thresholds of patient and levels are fitted apart: what one level raises is never called clear.
+    suspected = [item.level for item in findings.levels if item.fracture]
+    if suspected:
+        return f"Possible fracture at {', '.join(suspected)}"
     return "No fracture suspected" if findings.status == "ok" else "No fracture suspected in the levels judged"
 
 
