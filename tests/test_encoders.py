@@ -199,7 +199,7 @@ def test_training_says_what_it_starts_from(tmp_path: Path, monkeypatch: pytest.M
 def test_the_real_weights_see_edges() -> None:
     file = Path(str(pretrained._installed(LITE0)))
     if not file.is_file():
-        pytest.skip(f"{LITE0.package} is not installed: this test needs it")
+        pytest.skip(f"{LITE0.package} is not installed (extra train): this test needs it")
     network = lite()
     assert load_pretrained(network, file) == 33
     # An edge excites the first layer far more than a flat grey does.
