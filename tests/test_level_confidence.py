@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,28 +29,12 @@ from cspine.inference.chain import STEP_MEAN_MM, ChainSettings, Link
 from cspine.inference.evening import evened
 from cspine.inference.judge import level_warnings, verdicts
 from cspine.inference.levels import LevelMap, LevelSettings, find_chain, find_chains, find_levels
-from cspine.inference.locate import Located, locate, locator_input
+from cspine.inference.locate import Located
 from cspine.inference.visibility import Field
 from cspine.training.level_confidence import write_fit
-from oracle import ORIGIN, Patient, locator_answer, make_patient, oracle_bundle
+from oracle import Patient, located_of, make_patient, oracle_bundle
 
 COARSE = (2.0, 2.0, 2.0)
-Edit = Callable[[np.ndarray, np.ndarray], None]
-
-
-def located_of(patient: Patient, edit: Edit | None = None) -> Located:
-    """A perfect locator's answer, which ``edit(logits, points)`` may spoil."""
-    affine = locator_input(patient.volume, crop=True).affine
-
-    def network(image: np.ndarray) -> np.ndarray:
-        z, y, x = np.meshgrid(*[np.arange(n) for n in image.shape[2:]], indexing="ij")
-        points = np.stack([x, y, z], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
-        logits = locator_answer(patient.centers, points, ORIGIN)
-        if edit is not None:
-            edit(logits, points)
-        return logits[None]
-
-    return locate(patient.volume, network)
 
 
 @pytest.fixture(scope="module")

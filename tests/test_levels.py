@@ -15,24 +15,9 @@ from cspine.inference.levels import LevelMap, LevelSettings, find_levels
 from cspine.inference.locate import Located, body_box, locate, locator_input, padded, windows
 from cspine.inference.visibility import Field, geometric_fraction
 from cspine.volume import Volume
-from oracle import ORIGIN, Patient, locator_answer, make_patient
+from oracle import Patient, located_of, make_patient
 
 COARSE = (2.0, 2.0, 2.0)
-
-
-def oracle_located(patient: Patient, edit=None) -> Located:
-    """A perfect locator's answer for a patient; ``edit(logits, points)`` may spoil it."""
-    affine = locator_input(patient.volume, crop=True).affine
-
-    def network(image: np.ndarray) -> np.ndarray:
-        z, y, x = np.meshgrid(*[np.arange(n) for n in image.shape[2:]], indexing="ij")
-        points = np.stack([x, y, z], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
-        logits = locator_answer(patient.centers, points, ORIGIN)
-        if edit is not None:
-            edit(logits, points)
-        return logits[None]
-
-    return locate(patient.volume, network)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +27,7 @@ def patient() -> Patient:
 
 @pytest.fixture(scope="module")
 def clean(patient: Patient) -> LevelMap:
-    return find_levels(oracle_located(patient))
+    return find_levels(located_of(patient))
 
 
 def names(result: LevelMap) -> list[int]:
@@ -127,7 +112,7 @@ def test_one_missing_peak_is_bridged_with_low_confidence(patient: Patient, lost:
     def forget(logits: np.ndarray, points: np.ndarray) -> None:
         logits[10][np.linalg.norm(points - gone, axis=-1) < 9] = -9
 
-    result = find_levels(oracle_located(patient, forget))
+    result = find_levels(located_of(patient, forget))
     assert names(result)[:9] == list(range(1, 10))
     item = result.found[lost - 1]
     assert item.interpolated
@@ -142,7 +127,7 @@ def test_a_false_peak_between_two_vertebrae_is_left_out(patient: Patient) -> Non
         near = np.exp(-0.5 * ((points - false) ** 2).sum(axis=-1) / 9)
         logits[10] = np.maximum(logits[10], np.where(near > 0.05, 6 * near - 4.5, -9))
 
-    result = find_levels(oracle_located(patient, invent))
+    result = find_levels(located_of(patient, invent))
     assert names(result)[:9] == list(range(1, 10))
     assert abs(result.found[4].center_mm[2] - patient.centers[5][2]) < 2
 
@@ -156,7 +141,7 @@ def test_a_network_that_drifts_by_one_level_is_corrected_and_whole_masks_move(pa
         for label in range(4, 8):
             logits[label][low] = logits[label + 1][low]
 
-    result = find_levels(oracle_located(patient, drift))
+    result = find_levels(located_of(patient, drift))
     check_consecutive(result)
     assert names(result)[:9] == list(range(1, 10))
     truth = patient.labels.resampled_to(result.affine, result.labels.shape, order=0, fill=0).hu
@@ -167,7 +152,7 @@ def test_a_network_that_drifts_by_one_level_is_corrected_and_whole_masks_move(pa
 
 def test_a_field_cut_above_and_below(patient: Patient) -> None:
     cut = make_patient(spacing=COARSE, z_mm=(-100.0, -30.0))
-    result = find_levels(oracle_located(cut))
+    result = find_levels(located_of(cut))
     cervical = result.cervical()
     # C7's centre is 5 mm below the field: its heat reaches into it, and must not make it visible.
     assert [int(level) for level, item in cervical.items() if item.visible_fraction >= 0.5] == [3, 4, 5, 6]
@@ -177,7 +162,7 @@ def test_a_field_cut_above_and_below(patient: Patient) -> None:
 
 def test_a_chest_has_no_cervical_level() -> None:
     chest = make_patient(spacing=COARSE, z_mm=(-230.0, -135.0), count=14)
-    result = find_levels(oracle_located(chest))
+    result = find_levels(located_of(chest))
     assert result.found == ()
     assert not ((result.labels > 0) & (result.labels < OTHER_BONE)).any()
 
@@ -187,7 +172,7 @@ def test_an_empty_answer_gives_an_empty_map(patient: Patient) -> None:
         logits[:] = -8
         logits[0] = 8
 
-    assert find_levels(oracle_located(patient, silence)).found == ()
+    assert find_levels(located_of(patient, silence)).found == ()
 
 
 def test_weak_evidence_is_not_a_spine(patient: Patient) -> None:
@@ -195,11 +180,11 @@ def test_weak_evidence_is_not_a_spine(patient: Patient) -> None:
         logits[10] -= 6.0
         logits[0] += 6.0
 
-    assert find_levels(oracle_located(patient, fade)).found == ()
+    assert find_levels(located_of(patient, fade)).found == ()
 
 
 def test_hot_temperatures_lower_confidence(patient: Patient, clean: LevelMap) -> None:
-    hot = find_levels(oracle_located(patient), LevelSettings(chain=ChainSettings(temperature=30.0)))
+    hot = find_levels(located_of(patient), LevelSettings(chain=ChainSettings(temperature=30.0)))
     assert names(hot) == names(clean)
     assert hot.found[3].confidence < clean.found[3].confidence
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from cspine.anatomy import BACKGROUND, OTHER_BONE, THORACIC, Level
 from cspine.inference.locate import AIR, normalise, padded, windows
+from cspine.inference.relabel import without_crumbs
 from cspine.volume import Volume
 
 SPACING_MM = 1.0
@@ -83,7 +84,7 @@ def refine(volume: Volume, labels: Labels, affine: Affine, network: Network, *, 
     image = refiner_input(fine, labels, affine)
     classes = _run(image, network, window)[tuple(slice(0, n) for n in fine.shape)]
     found = assign(classes, fine.affine, labels, affine)
-    return Refined(_without_crumbs(found), fine.affine)
+    return Refined(without_crumbs(found, math.ceil(CRUMB_MM3 / SPACING_MM**3), THORACIC), fine.affine)
 
 
 def column(volume: Volume, labels: Labels, affine: Affine) -> Volume | None:
@@ -222,22 +223,3 @@ def _depth(shape: tuple[int, ...]) -> NDArray[np.int16]:
     sides = np.ogrid[tuple(slice(0, n) for n in shape)]
     depths = [np.minimum(side, n - 1 - side) for side, n in zip(sides, shape, strict=True)]
     return np.asarray(np.minimum(np.minimum(depths[0], depths[1]), depths[2]), dtype=np.int16)
-
-
-def _without_crumbs(labels: Labels) -> Labels:
-    """Small pieces of a vertebra that hang together with nothing become background, unless nothing larger is there."""
-    smallest = math.ceil(CRUMB_MM3 / SPACING_MM**3)
-    boxes = ndimage.find_objects(labels, max_label=THORACIC)
-    for label, box in enumerate(boxes, start=1):
-        if box is None:
-            continue
-        part = labels[box]
-        pieces, count = ndimage.label(part == label, structure=np.ones((3, 3, 3)))
-        if count < 2:
-            continue
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        drop = (sizes < smallest) & (sizes < sizes.max())
-        drop[0] = False
-        part[drop[pieces]] = BACKGROUND
-    return labels

@@ -31,6 +31,8 @@ MAX_SIDE_MM = 75.0
 # Beyond this distance from the last vertebra of a chain voxels belong to the next, unlisted one.
 END_MM = 13.0
 VOTE_RADIUS_MM = 12.0
+# A loose piece of a cervical vertebra with fewer voxels is dropped.
+CRUMB_VOXELS = 12
 
 
 def relabel(located: Located, links: tuple[Link, ...]) -> NDArray[np.uint8]:
@@ -46,7 +48,7 @@ def relabel(located: Located, links: tuple[Link, ...]) -> NDArray[np.uint8]:
     points = index[:, ::-1] @ located.affine[:3, :3].T + located.affine[:3, 3]
     share = located.classes[1 : THORACIC + 1, spine].astype(np.float32).T
     labels[spine] = _assign(points, labels[spine], share / share.sum(axis=1, keepdims=True), links)
-    return _without_crumbs(labels)
+    return without_crumbs(labels, CRUMB_VOXELS, Level.C7)
 
 
 def _assign(
@@ -107,13 +109,18 @@ def _tangents(centres: Float) -> Float:
     return np.asarray(difference / np.linalg.norm(difference, axis=1, keepdims=True))
 
 
-def _without_crumbs(labels: NDArray[np.uint8], smallest: int = 12) -> NDArray[np.uint8]:
-    """Pieces of a cervical label below ``smallest`` voxels become background, unless nothing larger is there."""
-    for label in range(1, THORACIC):
-        box = ndimage.find_objects((labels == label).astype(np.uint8))
-        if not box:
+def without_crumbs(labels: NDArray[np.uint8], smallest: int, last: int) -> NDArray[np.uint8]:
+    """Loose pieces of a vertebra become background, in place, unless nothing larger of it is there.
+
+    Args:
+        labels: uint8 ``[Z, Y, X]``.
+        smallest: voxels of a piece that stays.
+        last: the highest label that is looked at.
+    """
+    for label, box in enumerate(ndimage.find_objects(labels, max_label=last), start=1):
+        if box is None:
             continue
-        part = labels[box[0]]
+        part = labels[box]
         pieces, count = ndimage.label(part == label, structure=np.ones((3, 3, 3)))
         if count < 2:
             continue
