@@ -182,6 +182,26 @@ def test_a_confounded_scene_is_unbroken_and_full_of_confounders(landmarks: dict[
     assert kinds >= {"spur", "limbus", "unfused-apophysis", "arch-cleft"}
 
 
+def test_training_phantoms_have_what_is_taken_for_a_fracture_beside_fractures(landmarks: dict[int, Any]) -> None:
+    from cspine.training.generate import eventful
+
+    acute = old = both = odd = 0
+    for seed in range(20):
+        bare: Any = BareScene(SimpleNamespace(landmarks=landmarks))
+        scene = eventful(bare, np.random.default_rng(seed), 0.4)
+        broken = {f.level for f in scene.fractures if not f.chronic}
+        healed = {f.level for f in scene.fractures if f.chronic}
+        named = {level for level in range(1, 8) if kinds_of(scene.confounders.get(level, ()))}
+        assert not broken & healed
+        acute, old = acute + len(broken), old + len(healed)
+        both, odd = both + len(broken & named), odd + len(named)
+    # Of 140 vertebrae: .4 broken, .15 of the rest broken long ago, .35 with a confounder, broken or not.
+    assert 36 <= acute <= 76
+    assert 4 <= old <= 26
+    assert 30 <= odd <= 68
+    assert both >= 8
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_phantoms_are_fractured_or_whole_by_turn(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     asked: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from cspine.training.recipe import StackNetwork, UNet3dNetwork, load_recipe
 
 SMALL_UNET = UNet3dNetwork(widths=(4, 8, 8))
 SMALL_STACK = StackNetwork(widths=(4, 8, 8, 16), blocks=(1, 1, 1), neck=8, hidden=8)
+DEEP_STACK = SMALL_STACK.model_copy(update={"depth": 8})
 
 
 def settled(network: torch.nn.Module, *inputs: torch.Tensor) -> torch.nn.Module:
@@ -75,7 +76,32 @@ def test_neighbouring_slices_matter() -> None:
     assert difference[4] > 0
 
 
-@pytest.mark.parametrize("config", [SMALL_UNET, SMALL_STACK])
+def test_a_new_path_in_three_dimensions_changes_nothing_until_it_has_learnt() -> None:
+    torch.manual_seed(0)
+    stacks = torch.randn(2, 6, 4, 32, 32)
+    with_path, without = build_network(DEEP_STACK).eval(), build_network(SMALL_STACK).eval()
+    without.load_state_dict({k: v for k, v in with_path.state_dict().items() if not k.startswith("depth")})
+    with torch.no_grad():
+        for name, value in with_path(stacks).items():
+            assert torch.allclose(value, without(stacks)[name], atol=1e-5), name
+
+
+def test_the_path_in_three_dimensions_looks_across_slices() -> None:
+    torch.manual_seed(0)
+    stack = torch.randn(1, 8, 4, 32, 32)
+    network = settled(build_network(DEEP_STACK), stack)
+    assert isinstance(network, StackNet)
+    assert network.depth is not None
+    torch.nn.init.normal_(network.depth.out.weight)
+    changed = stack.clone()
+    changed[:, 4] += 1
+    with torch.no_grad():
+        difference = (network.depth(stack) - network.depth(changed)).abs().amax((1, 2, 3))
+    # Stem, two residual blocks before and after the stride: farther than single neighbours.
+    assert (difference[1:8] > 0).all()
+
+
+@pytest.mark.parametrize("config", [SMALL_UNET, SMALL_STACK, DEEP_STACK])
 def test_every_weight_learns(config: UNet3dNetwork | StackNetwork) -> None:
     torch.manual_seed(0)
     network = build_network(config)

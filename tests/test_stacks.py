@@ -140,7 +140,7 @@ def _small(volume: Volume) -> Volume:
 
 def planted(local: tuple[float, float, float], frame: Frame, label: int = 4) -> EvidenceMap:
     """A map with one bright spot at a local place."""
-    affine = stacks.evidence_affine(frame, label)
+    affine = stacks.evidence_affine(frame, label, (24, 32, 40))
     values = np.full((24, 32, 40), 0.01, np.float32)
     index = np.linalg.solve(affine, np.append(frame.to_world(np.array(local)), 1))[:3]
     z, y, x = np.rint(index[::-1]).astype(int)
@@ -180,7 +180,7 @@ def test_evidence_comes_back_at_its_voxel(
 
 def test_a_map_without_evidence_gives_no_box() -> None:
     frame = Frame(np.zeros(3), np.eye(3))
-    quiet = EvidenceMap(np.full((24, 32, 40), 0.05, np.float32), stacks.evidence_affine(frame, 4))
+    quiet = EvidenceMap(np.full((24, 32, 40), 0.05, np.float32), stacks.evidence_affine(frame, 4, (24, 32, 40)))
     assert boxes(quiet, Volume(np.zeros((20, 20, 20), np.int16), np.eye(4))) == ()
 
 
@@ -194,7 +194,7 @@ def test_evidence_outside_the_scan_gives_no_box() -> None:
 
 def test_the_evidence_grid_lies_on_the_stack() -> None:
     frame = Frame(np.array([1.0, 2, 3]), rotation((20, 0, 0)))
-    first = stacks.evidence_affine(frame, 5) @ np.array([0, 0, 0, 1.0])
+    first = stacks.evidence_affine(frame, 5, (24, 32, 40)) @ np.array([0, 0, 0, 1.0])
     # The first cell covers pixels 0..3: its middle is pixel 1.5.
     local = [(1.5 - 79.5) * 0.55, -16 + 2.0 * 0.55, -3 - 11.5 * 1.6]
     np.testing.assert_allclose(first[:3], frame.to_world(np.array(local)), atol=1e-9)

@@ -14,8 +14,8 @@ from cspine.anatomy import Level
 from cspine.errors import RecipeError, StudyError
 from cspine.training.averaging import Average
 from cspine.training.data import HeldBack, Pool, type_names
-from cspine.training.fit import CHECKPOINT, FitOptions, fit_stage, load_network
-from cspine.training.locator_windows import AIR, coarsened, draw_heat, draw_window, porous
+from cspine.training.fit import CHECKPOINT, FitOptions, build_module, fit_stage, load_network
+from cspine.training.locator_windows import AIR, coarsened, draw_heat, draw_window, porous, thick_slices
 from cspine.training.losses import StackTargets, classifier_loss, heat_loss, locator_loss, soft_dice
 from cspine.training.recipe import (
     ClassifierLoss,
@@ -258,6 +258,55 @@ def test_a_fit_learns_resumes_and_refuses_another_network(samples: Path, tmp_pat
     other = _wider(RECIPE, stage)
     with pytest.raises(RecipeError, match="another network"):
         fit_stage(other, name, samples, tmp_path, OPTIONS)
+
+
+def test_a_run_starts_from_what_fits_of_another(samples: Path, tmp_path: Path) -> None:
+    first = fit_stage(_longer(RECIPE, "classifier", 2), "classifier", samples, tmp_path / "first", OPTIONS)
+    wider = _wider(RECIPE, "classifier")
+    options = replace(OPTIONS, start=first, validate_limit=1)
+    stage = wider.classifier.model_copy(
+        update={"schedule": SCHEDULE.model_copy(update={"steps": 1, "learning_rate": 1e-9, "warmup_steps": 1})}
+    )
+    wider = wider.model_copy(update={"classifier": stage})
+    second = fit_stage(wider, "classifier", samples, tmp_path / "second", options)
+    old, new = load_network(first)[0].state_dict(), load_network(second)[0].state_dict()
+    same = [name for name in new if name in old and new[name].shape == old[name].shape and "norm" not in name]
+    kept = [name for name in same if torch.allclose(new[name].float(), old[name].float(), atol=1e-6)]
+    assert {name for name in same if name.endswith("weight") and new[name].ndim > 1} <= set(kept)
+    assert any(new[name].shape != old[name].shape for name in new if name in old)
+
+
+def test_a_run_does_not_start_from_another_kind_of_file(samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.ckpt").write_text("none")
+    with pytest.raises(RecipeError, match="expected a checkpoint to start from"):
+        fit_stage(RECIPE, "locator", samples, tmp_path / "run", replace(OPTIONS, start=tmp_path / "notes.ckpt"))
+    locator = fit_stage(_longer(RECIPE, "locator", 1), "locator", samples, tmp_path / "locator", OPTIONS)
+    with pytest.raises(RecipeError, match="no weight of that checkpoint fits"):
+        fit_stage(RECIPE, "classifier", samples, tmp_path / "run", replace(OPTIONS, start=locator))
+
+
+def test_a_step_with_a_spoiled_gradient_is_left_out() -> None:
+    module = build_module(RECIPE.classifier)
+    for parameter in module.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first = next(module.network.parameters())
+    module.on_before_optimizer_step(module.configure_optimizers())
+    assert first.grad is not None
+    assert (first.grad == 1).all()
+    first.grad.view(-1)[0] = float("nan")
+    module.on_before_optimizer_step(module.configure_optimizers())
+    assert all((p.grad == 0).all() for p in module.network.parameters() if p.grad is not None)
+
+
+def test_thick_slices_average_and_keep_the_place() -> None:
+    ramp = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None, None], (12, 2, 2))
+    thick = thick_slices(ramp, 3)
+    # A ramp stays a ramp between the middles of the first and last thick slice.
+    assert np.allclose(thick[1:-1], ramp[1:-1])
+    spike = np.zeros((12, 1, 1), np.float32)
+    spike[4] = 3.0
+    assert thick_slices(spike, 3).max() == pytest.approx(1.0)
+    assert int(thick_slices(spike, 3).argmax()) == 4
 
 
 def test_no_samples_is_said(tmp_path: Path) -> None:

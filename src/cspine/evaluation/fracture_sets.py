@@ -20,7 +20,6 @@ from cspine.evaluation.phantoms import known_preset
 
 if TYPE_CHECKING:
     from cspine.cases import Case
-    from cspine.phantoms.fractures import Fracture
     from cspine.phantoms.scene import Scene
 
 # Training's seeds lie below 1e8 and those of PhantomSet below 3e9.
@@ -33,8 +32,6 @@ DEFAULT_PRESET = "spine"
 _ALWAYS = 1e9
 # Of the vertebrae of a confounded study, those that are given a confounder beside what they have by nature.
 CONFOUNDED_SHARE = 0.6
-# Least severity of the old fracture there: a slight one that has healed is not seen.
-_OLD_SEVERITY = 0.2
 
 
 class StudyKind(StrEnum):
@@ -198,22 +195,12 @@ def confounded(scene: Scene, rng: np.random.Generator) -> Scene:
         scene: without acute fractures.
         rng: source of all chance.
     """
-    from cspine.phantoms.confounders import plan_confounder, possible_confounders
+    from cspine.phantoms.lookalikes import any_confounder, old_fracture
 
     landmarks, odd = scene.spine.landmarks, dict(scene.confounders)
     old = int(rng.integers(1, 8))
     for level in range(1, 8):
         if level != old and rng.uniform() < CONFOUNDED_SHARE:
-            kinds = possible_confounders(level)
-            kind = kinds[int(rng.integers(len(kinds)))]
-            odd[level] = (*odd.get(level, ()), plan_confounder(rng, level, landmarks[level], kind))
+            odd[level] = (*odd.get(level, ()), any_confounder(rng, level, landmarks[level]))
     kept = tuple(f for f in scene.fractures if f.level != old)
-    return replace(scene, confounders=odd, fractures=(*kept, _old_fracture(rng, old, landmarks[old])))
-
-
-def _old_fracture(rng: np.random.Generator, level: int, landmarks: Any) -> Fracture:
-    from cspine.phantoms.fracture_types import draw_severity
-    from cspine.phantoms.fractures import plan_fracture
-
-    severity = max(draw_severity(rng), _OLD_SEVERITY)
-    return plan_fracture(rng, level, landmarks, severity=severity, chronic=True)
+    return replace(scene, confounders=odd, fractures=(*kept, old_fracture(rng, old, landmarks[old])))

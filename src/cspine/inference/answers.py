@@ -12,6 +12,7 @@ from cspine.inference import refine
 from cspine.inference.evidence import EvidenceMap
 from cspine.inference.locate import CHANNELS
 from cspine.inference.runtime import Network, Tensor
+from cspine.inference.stacks import Frame, evidence_affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,17 @@ def refined(network: Network, image: Tensor) -> Tensor:
     return _checked(network, image, "refiner", refine.CLASSES)
 
 
-def opinion(network: Network, stack: Tensor, affine: NDArray[np.float64]) -> Opinion:
+def opinion(network: Network, stack: Tensor, frame: Frame, label: int) -> Opinion:
     """The classifier's answer for one stack ``[24, 4, 128, 160]``.
 
     Args:
         network: the classifier.
         stack: see ``inference.stacks``.
-        affine: of the evidence map.
+        frame: of the vertebra.
+        label: of the vertebra, 1..7.
 
     Raises:
-        BundleError: an output is missing or not finite.
+        BundleError: an output is missing, not finite or of another shape.
     """
     answer = network({"stack": stack[None]})
     missing = [name for name in ("vertebra", "types", "evidence") if name not in answer]
@@ -66,6 +68,9 @@ def opinion(network: Network, stack: Tensor, affine: NDArray[np.float64]) -> Opi
     maps = np.asarray(0.5 * (1 + np.tanh(0.5 * answer["evidence"][0])), dtype=np.float32)
     if not np.isfinite(logit) or not np.isfinite(maps).all():
         raise BundleError("the classifier answered with numbers that are not finite", fix="Try the other runtime")
+    if maps.ndim != 3:
+        raise BundleError(f"expected evidence of 3 axes, got shape {maps.shape}", fix="Export the bundle again")
+    affine = evidence_affine(frame, label, (maps.shape[0], maps.shape[1], maps.shape[2]))
     return Opinion(logit, answer["types"][0], EvidenceMap(maps, affine))
 
 

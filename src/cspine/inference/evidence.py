@@ -31,7 +31,7 @@ class EvidenceMap:
     """Evidence in a vertebra's frame.
 
     Attributes:
-        values: float32 ``[24, 32, 40]``, 0..1.
+        values: float32 ``[z, y, x]`` cells over the stack, 0..1.
         affine: index ``(x, y, z)`` → LPS mm.
     """
 

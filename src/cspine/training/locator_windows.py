@@ -194,6 +194,17 @@ def random_tone(image: Array, augment: WindowAugment, rng: np.random.Generator) 
     return np.asarray(np.where(inside, image, AIR), dtype=np.float32)
 
 
+def thick_slices(image: Array, thick: int) -> NDArray[np.float32]:
+    """What slices ``thick`` samples of z apart would show of ``[z, y, x]``: averaged, and interpolated back."""
+    count = -(-len(image) // thick)
+    whole = np.pad(image, ((0, count * thick - len(image)), (0, 0), (0, 0)), mode="edge")
+    slices = whole.reshape(count, thick, *image.shape[1:]).mean(1)
+    place = np.clip((np.arange(len(image)) - (thick - 1) / 2) / thick, 0, count - 1)
+    low = np.minimum(np.floor(place).astype(int), max(count - 2, 0))
+    share = (place - low)[:, None, None].astype(np.float32)
+    return np.asarray(slices[low] * (1 - share) + slices[np.minimum(low + 1, count - 1)] * share, dtype=np.float32)
+
+
 def porous(image: Array, mask: Array, rng: np.random.Generator) -> NDArray[np.float32]:
     """Bone as old people have it: little is left inside the vertebrae, less the lower they are; end plates stay.
 

@@ -108,6 +108,16 @@ class StageModule(lightning.LightningModule):
         self.log("train/minutes", self.trained_seconds / 60)
         return total
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002  (Lightning's)
+        """Leave out a step whose gradient is not finite, though its loss was.
+
+        In bfloat16 the gradient of a 3D convolution over very few voxels is now and then spoiled on processors.
+        """
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            for gradient in gradients:
+                gradient.zero_()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the weight average, the clock and the stage."""
         checkpoint["average"] = self.average.state_dict()

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cspine.training.blocks import block3d
+from cspine.training.judge import RARE_LOGIT
 from cspine.training.recipe import StackNetwork, UNet3dNetwork
-from cspine.training.stack_network import RARE_LOGIT, StackNet
+from cspine.training.stack_network import StackNet
 
-__all__ = ["StackNet", "UNet3d", "build_network"]
-
-
-def _block3d(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)
-    )
+__all__ = ["StackNet", "UNet3d", "build_network", "channels_last"]
 
 
 class UNet3d(nn.Module):
@@ -34,15 +30,15 @@ class UNet3d(nn.Module):
     def __init__(self, config: UNet3dNetwork) -> None:
         super().__init__()
         widths = config.widths
-        self.stem = _block3d(config.inputs, widths[0], 2)
-        self.first = _block3d(widths[0], widths[0])
+        self.stem = block3d(config.inputs, widths[0], stride=(2, 2, 2))
+        self.first = block3d(widths[0], widths[0])
         pairs = list(pairwise(widths))
         self.down = nn.ModuleList(
-            nn.Sequential(_block3d(a, b, 2), _block3d(b, b), *([_block3d(b, b)] if depth else []))
+            nn.Sequential(block3d(a, b, stride=(2, 2, 2)), block3d(b, b), *([block3d(b, b)] if depth else []))
             for depth, (a, b) in enumerate(pairs)
         )
         self.lift = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
-        self.up = nn.ModuleList(nn.Sequential(_block3d(2 * a, a), _block3d(a, a)) for a, _ in pairs)
+        self.up = nn.ModuleList(nn.Sequential(block3d(2 * a, a), block3d(a, a)) for a, _ in pairs)
         self.head = nn.ConvTranspose3d(widths[0], config.classes + int(config.heat), 2, 2)
         bias = self.head.bias
         if bias is not None:
@@ -67,3 +63,11 @@ class UNet3d(nn.Module):
 def build_network(config: UNet3dNetwork | StackNetwork) -> UNet3d | StackNet:
     """The network that a recipe's ``network`` table describes, with random weights."""
     return UNet3d(config) if isinstance(config, UNet3dNetwork) else StackNet(config)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay out the weights of convolutions as processors like them: channels innermost."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.ndim in layouts:
+            weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])

@@ -40,6 +40,8 @@ class UNet3dNetwork(_Model):
 class StackNetwork(_Model):
     """A 2D encoder for each slice of a stack, mixing along z, an evidence map at stride 4, and a BiLSTM over slices.
 
+    A path of ``depth`` channels sees the stack in three dimensions and adds to the evidence map's features.
+
     ``widths`` are channels of the own encoder at strides 2, 4, 8 and 16; ``blocks`` its residual blocks at strides
     4, 8 and 16. ``efficientnet-lite0`` has channels of its own and ``detail`` more at stride 4, see
     ``training.encoders``. Types are read from the recurrent part alone, or also from the features at the evidence
@@ -49,6 +51,7 @@ class StackNetwork(_Model):
     kind: Literal["stack-bilstm"] = "stack-bilstm"
     encoder: Literal["own", "efficientnet-lite0"] = "own"
     detail: int = Field(default=32, ge=4)
+    depth: int = Field(default=0, ge=0, description="channels of the path that sees the stack in 3D; 0 for none")
     widths: tuple[int, int, int, int] = (32, 64, 128, 192)
     blocks: tuple[int, int, int] = (1, 2, 2)
     neck: int = Field(default=48, ge=8)
@@ -129,6 +132,7 @@ class ClassifierAugment(_Model):
     shift_hu: float = 30.0
     noise_hu: float = 60.0
     blur_probability: Fraction = 0.15
+    thick_slices: Fraction = Field(default=0.15, description="chance that slices are as thick as 1.6 to 3.2 mm")
     drop_slices: Fraction = 0.15
     cutout: Fraction = 0.2
     mixup: Fraction = 0.15

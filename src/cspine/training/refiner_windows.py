@@ -12,7 +12,7 @@ from cspine.anatomy import BACKGROUND, OTHER_BONE, THORACIC, Level
 from cspine.inference.locate import SPACING_MM as COARSE_MM
 from cspine.inference.locate import normalise
 from cspine.inference.refine import PARITY, soft_masks
-from cspine.training.locator_windows import cut_window, random_tone, random_turn
+from cspine.training.locator_windows import cut_window, random_tone, random_turn, thick_slices
 from cspine.training.recipe import RefinerAugment, RefinerStage
 from cspine.training.samples import REFINER_SPACING_MM, RefinerSample
 
@@ -66,7 +66,7 @@ def draw_refiner_window(
         image, labels = (np.ascontiguousarray(part[..., ::-1]) for part in (image, labels))
     if not plain:
         if rng.random() < augment.thick_slices:
-            image = _thick(image, rng)
+            image = thick_slices(image, int(rng.integers(THICK_MM[0], THICK_MM[1] + 1)))
         image = random_tone(image, augment, rng)
     coarse, affine, absent = coarse_mask(labels, augment, rng)
     masks = soft_masks(coarse, affine, np.eye(4), stage.window)
@@ -115,18 +115,6 @@ def _place(labels: Array, size: Array, rng: np.random.Generator) -> Array:
     slack = np.floor(OUTSIDE * size * rng.random(3))
     start = np.clip(start, np.minimum(-slack, 0), np.maximum(shape - size + slack, 0))
     return np.asarray(start + (size - 1) / 2)
-
-
-def _thick(image: Array, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The image as slices of some millimetres would show it, interpolated back."""
-    thick = int(rng.integers(THICK_MM[0], THICK_MM[1] + 1))
-    count = -(-len(image) // thick)
-    whole = np.pad(image, ((0, count * thick - len(image)), (0, 0), (0, 0)), mode="edge")
-    slices = whole.reshape(count, thick, *image.shape[1:]).mean(1)
-    place = np.clip((np.arange(len(image)) - (thick - 1) / 2) / thick, 0, count - 1)
-    low = np.minimum(np.floor(place).astype(int), max(count - 2, 0))
-    share = (place - low)[:, None, None].astype(np.float32)
-    return np.asarray(slices[low] * (1 - share) + slices[np.minimum(low + 1, count - 1)] * share, dtype=np.float32)
 
 
 def _smooth_noise(shape: tuple[int, ...], knots: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,11 +18,11 @@ from scipy import ndimage
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from cspine.errors import StudyError
-from cspine.inference.stacks import EVIDENCE_STRIDE
 from cspine.studies.images import SliceImage
 from cspine.training.data import Example, type_names
 from cspine.training.recipe import SliceStage
 from cspine.training.samples import ClassifierSample, read_classifier_sample, sample_paths
+from cspine.training.stacks import EVIDENCE_STRIDE
 from cspine.volume import AIR_HU
 
 # A slice shows a fracture when at least this much of it lies in it, and none when no voxel does within this distance.

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from cspine.inference.stacks import (
     COLUMNS,
-    EVIDENCE_STRIDE,
     NEIGHBOUR_MM,
     PIXEL_MM,
     PLANE_MM,
@@ -21,14 +20,18 @@ from cspine.inference.stacks import (
     sample_block,
     stack_middle,
 )
+from cspine.training.locator_windows import thick_slices
 from cspine.training.recipe import ClassifierAugment, ClassifierStage
 from cspine.training.samples import ClassifierSample, Vertebra
 from cspine.volume import AIR_HU, Volume
 
 Array = NDArray[Any]
+# Pixels of a stack a cell of the evidence map, in rows and columns.
+EVIDENCE_STRIDE = 4
 # Share of partial stacks of a broken vertebra that are laid over its evidence; the rest may miss it and are intact.
 SHOWING = 0.85
-EVIDENCE_SHAPE = (PLANES, ROWS // EVIDENCE_STRIDE, COLUMNS // EVIDENCE_STRIDE)
+# Thick slices are 1.6 to 3.2 mm, in half plane distances (last excluded).
+THICK = (2, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def draw_evidence(
     sample: ClassifierSample, label: int, frame: Frame, middle: tuple[float, float, float], scale: float
 ) -> tuple[NDArray[np.float32], int]:
     """Cells ``[24, 32, 40]`` that hold fracture voxels of one vertebra, and how many voxels lie in the stack."""
-    evidence = np.zeros(EVIDENCE_SHAPE, np.float32)
+    evidence = np.zeros((PLANES, ROWS // EVIDENCE_STRIDE, COLUMNS // EVIDENCE_STRIDE), np.float32)
     own = sample.points[sample.points[:, 0] == label, 1:]
     if not len(own):
         return evidence, 0
@@ -140,7 +143,7 @@ def draw_evidence(
     half = 0.45 * sample.point_mm[2]
     for shift in (0.0,) if half < 0.4 else (-half, 0.0, half):
         index = np.floor((at[inside] + (0, 0, shift)) / cell).astype(int)
-        index = index[((index >= 0) & (index < EVIDENCE_SHAPE[::-1])).all(1)]
+        index = index[((index >= 0) & (index < evidence.shape[::-1])).all(1)]
         evidence[index[:, 2], index[:, 1], index[:, 0]] = 1
     # Voxel volumes differ between scans; count in units of a typical one (0.25 mm3).
     return evidence, int(inside.sum() * float(np.prod(sample.point_mm)) / 0.25)
@@ -201,9 +204,11 @@ def _mask(
 
 
 def _tone(fine: Array, augment: ClassifierAugment, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Contrast, offset, noise and blur of HU ``[49, 128, 160]``."""
+    """Slice thickness, contrast, offset, noise and blur of HU ``[49, 128, 160]``."""
     from scipy import ndimage
 
+    if rng.random() < augment.thick_slices:
+        fine = thick_slices(fine, int(rng.integers(*THICK)))
     if rng.random() < augment.blur_probability:
         sigma = rng.uniform(0.3, 1.1)
         fine = ndimage.gaussian_filter(fine, (rng.uniform(0, 0.8), sigma, sigma))
