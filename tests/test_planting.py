@@ -241,11 +241,10 @@ def smoothing(canvas: Canvas, change: Change) -> np.ndarray:
     return np.where(change.moved > 0.5, ndimage.gaussian_filter(here, 0.5), here)
 
 
-def test_a_classifier_hardly_tells_that_the_tool_was_there() -> None:
-    # The same bone with and without the tool, in one scan: far harder to pass than with bones that differ. What is
-    # left is texture across slices, which are not band limited (see docs/how-to/planting.md).
+def test_a_classifier_cannot_tell_that_the_tool_was_there() -> None:
+    # The same bone with and without the tool, in one scan: far harder to pass than with bones that differ.
     auc, error = auc_of_touched(retouched)
-    assert auc < 0.5 + 3 * error
+    assert auc < 0.5 + error
 
 
 def test_a_crude_tool_would_be_noticed() -> None:
