@@ -34,6 +34,7 @@ def in_base_install(code: str, *arguments: str) -> subprocess.CompletedProcess[s
     "module",
     [
         "cspine",
+        "cspine.imaging",
         "cspine.studies",
         "cspine.phantoms",
         "cspine.inference",
