@@ -16,7 +16,7 @@ class LevelTruth:
     """What is true of one vertebra.
 
     Attributes:
-        visible_fraction: share of the vertebra inside the field of view, 0..1.
+        visible_fraction: share of the vertebra inside the field of view, 0..1; NaN when unknown.
         fractured: acute fracture present.
         types: names of the fractures, see ``cspine.phantoms.fractures.FractureType``; empty when none or unknown.
         severity: 0 (none) to 1 (displaced); of the worst fracture.
@@ -25,6 +25,7 @@ class LevelTruth:
         displacement_mm: how far its most displaced acute fracture is, see ``phantoms.displacement``; None when there
             is none or it is unknown.
         confounders: what may be taken for a fracture and is none, see ``phantoms.confounders.ConfounderKind``.
+        place_known: False for a fractured vertebra when nothing says where in it the fracture is.
     """
 
     visible_fraction: float
@@ -35,6 +36,7 @@ class LevelTruth:
     body_center_mm: tuple[float, float, float] | None = None
     displacement_mm: float | None = None
     confounders: tuple[str, ...] = ()
+    place_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)

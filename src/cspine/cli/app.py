@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cspine import __version__
-from cspine.cli import bundle, console, demo, doctor, evaluate, export, info, phantom, plant, predict, train
+from cspine.cli import bundle, console, demo, doctor, evaluate, export, info, phantom, plant, predict, prepare, train
 from cspine.errors import CspineError
 
 
@@ -62,6 +62,7 @@ COMMANDS = (
     doctor.doctor,
     phantom.phantom,
     plant.plant,
+    prepare.prepare,
     train.train,
     evaluate.evaluate,
     export.export,

@@ -12,7 +12,7 @@ import typer
 
 from cspine.cli import console
 from cspine.cli.extras import require
-from cspine.errors import UsageError
+from cspine.errors import NoImagesError, UsageError
 
 
 class StageChoice(StrEnum):
@@ -35,8 +35,13 @@ def train(
         list[Path] | None, typer.Option(help="Draw vertebrae from this folder of C1..C7 meshes too; may be repeated.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of training samples (default: OUT/samples).", file_okay=False)
+        Path | None,
+        typer.Option(help="RSNA 2022 folder, or folder of training samples (default: OUT/samples).", file_okay=False),
     ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts to split the patients of an RSNA 2022 folder into (default: 5).", min=2)
+    ] = None,
+    fold: Annotated[int, typer.Option(help="Part that is held back for validation.", min=0)] = 0,
     stage: Annotated[StageChoice, typer.Option(help="Which network.")] = StageChoice.ALL,
     max_minutes: Annotated[
         float | None, typer.Option(help="Training time a stage, instead of the recipe's steps.", min=0.01)
@@ -59,8 +64,8 @@ def train(
     from cspine.training.fit import CHECKPOINT, STAGES, FitOptions, Trainable, fit_stage, generating
     from cspine.training.recipe import load_recipe
 
-    chosen = load_recipe(recipe)
-    samples = data or out / "samples"
+    chosen = load_recipe(recipe).on_fold(fold)
+    samples = _samples(data, out, folds, fold)
     # A slice recipe is one network, which learns from the classifier's samples.
     several: list[Trainable] = [name for name in STAGES if stage in (StageChoice.ALL, name)]
     names: list[Trainable] = ["slice"] if chosen.slice else several
@@ -82,3 +87,30 @@ def train(
             begun = replace(options, start=start / name / CHECKPOINT if start else None)
             checkpoint = fit_stage(chosen, name, samples, out, begun)
             typer.echo(str(checkpoint))
+
+
+def _samples(data: Path | None, out: Path, folds: int | None, fold: int) -> Path:
+    """The folder of samples; those of studies are prepared first, as far as that was not done before.
+
+    Raises:
+        UsageError: there is no such fold, or the samples are split otherwise.
+        NoImagesError: no study could be used.
+    """
+    from cspine.studies.rsna import is_rsna_folder
+    from cspine.training.splits import read_splits
+
+    samples = data or out / "samples"
+    if data is not None and is_rsna_folder(data):
+        from cspine.cli.prepare import opened, run
+
+        samples = out / "samples"
+        preparation = opened(data, samples)
+        preparation.begin(folds=folds)
+        done = run(preparation)
+        if all(item.status == "refused" for item in done):
+            raise NoImagesError("no study could be used", where=str(samples), fix="See prepared.csv there")
+    splits = read_splits(samples)
+    parts = 1 if splits is None else len(splits.parts)
+    if fold >= parts or (folds is not None and folds != parts):
+        raise UsageError(f"the samples are split in {parts}", where=str(samples), fix="Give another --fold or --folds")
+    return samples

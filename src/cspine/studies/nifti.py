@@ -27,6 +27,8 @@ Array = NDArray[Any]
 FORM_TOLERANCE_MM = 1.0
 # Header extensions before the voxels are notes of converters, a few kilobytes.
 MAX_OFFSET_BYTES = 2**26
+# Twice a volume of 4000 slices of 512x512: masks of whole numbers are often stored as floats.
+DEFAULT_MASK_BYTES = 4 * 2**30
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNIT_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 
@@ -63,6 +65,32 @@ def open_nifti(file: StoredFile, *, name: str, scale: Scale | None, max_bytes: i
         message = f"Slices lie {step:.1f} mm apart; fractures may fall between them."
         warnings.append(StudyWarning("thick-slices", message))
     return Volume(straight, affine, source, tuple(warnings))
+
+
+def open_mask(file: StoredFile, *, max_bytes: int = DEFAULT_MASK_BYTES) -> Volume:
+    """A mask of whole numbers 0..255 as uint8, axes closest to left, posterior, superior.
+
+    Raises:
+        DamagedFileError: truncated, a header that makes no sense, or values that are no labels.
+        GeometryError: not 3D, or no affine.
+        TooLargeError: more voxels than ``max_bytes`` hold.
+    """
+    with file.open() as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    with file.open() as raw, gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw) as stream:
+        stored, header = _read(stream, file.name, max_bytes)
+    warnings: list[StudyWarning] = []
+    affine = _affine(header, stored.shape, file.name, warnings)
+    values = np.asarray(stored)
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept or 0.0) != (1.0, 0.0):
+        values = values * slope + (intercept or 0.0)
+    labels = np.zeros(values.shape, np.uint8, order="F")
+    np.copyto(labels, values, casting="unsafe")
+    if values.dtype != np.uint8 and not np.array_equal(labels, values):
+        raise DamagedFileError("expected a mask of whole numbers 0 to 255", where=file.name)
+    source = Source(kind="nifti", name=file.name)
+    return Volume(labels.transpose(2, 1, 0), affine, source, tuple(warnings)).reoriented()
 
 
 def _read(stream: Any, name: str, max_bytes: int) -> tuple[Array, Any]:

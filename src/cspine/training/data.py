@@ -31,8 +31,10 @@ Stage = LocatorStage | RefinerStage | ClassifierStage
 # Batches drawn between two looks at the folder.
 RESCAN_EVERY = 50
 WAIT_SECONDS = 2.0
-# Samples of real scans are named so; the others are phantoms.
+# Copies of real scans are named so.
 SCAN = "scan-"
+# Phantoms are named so; anything else is real.
+PHANTOM = "phantom-"
 
 
 def type_names() -> tuple[str, ...]:
@@ -50,19 +52,23 @@ class Pool:
         self.paths: list[Path] = []
         self.scans: list[Path] = []
         self.positives: list[tuple[Path, int]] = []
+        # Those of the positives of which a part may be shown, since it is known where the fracture is.
+        self.placed: list[tuple[Path, int]] = []
         self.negatives: list[tuple[Path, int]] = []
         self._known: set[Path] = set()
 
     def refresh(self) -> None:
         """Take in samples that were finished since the last look."""
-        for path in sample_paths(self.folder, held_back=self.held_back):
+        for path in sample_paths(self.folder, held_back=self.held_back, fold=self.stage.fold):
             if path in self._known:
                 continue
             self._known.add(path)
-            (self.scans if path.name.startswith(SCAN) else self.paths).append(path)
+            (self.paths if path.name.startswith(PHANTOM) else self.scans).append(path)
             if isinstance(self.stage, ClassifierStage):
                 for index, item in enumerate(read_meta(path)["vertebrae"]):
                     (self.positives if item["fractured"] else self.negatives).append((path, index))
+                    if item["fractured"] and item.get("evidence_known", True):
+                        self.placed.append((path, index))
 
     @property
     def ready(self) -> bool:
@@ -79,9 +85,11 @@ class Pool:
             path = table[rng.integers(len(table))]
             return window_tensors(draw_window(read_locator_sample(path), self.stage, rng))
         if isinstance(self.stage, RefinerStage):
-            path = self.paths[rng.integers(len(self.paths))]
+            chosen = int(rng.integers(len(self.paths) + len(self.scans)))
+            path = self.paths[chosen] if chosen < len(self.paths) else self.scans[chosen - len(self.paths)]
             return refiner_tensors(draw_refiner_window(read_refiner_sample(path), self.stage, rng))
-        broken = self.positives if rng.random() < self.stage.positive_share else self.negatives
+        positives = self.positives if planes >= PLANES else self.placed
+        broken = positives if rng.random() < self.stage.positive_share else self.negatives
         path, index = broken[rng.integers(len(broken))]
         sample = read_classifier_sample(path)
         vertebra = sample.vertebrae[index]
@@ -91,7 +99,8 @@ class Pool:
         """A batch of random examples, each tensor with a first axis more."""
         count, planes = self.stage.schedule.batch_size, PLANES
         if isinstance(self.stage, ClassifierStage):
-            planes = int(rng.choice(self.stage.planes))
+            # Without a fracture to lay them over, parts would all be intact.
+            planes = int(rng.choice(self.stage.planes)) if self.placed else PLANES
             count = max(1, round(count * PLANES / planes))
         batch: Example = default_collate([self.draw(rng, planes) for _ in range(count)])
         return batch
@@ -187,8 +196,9 @@ def stack_tensors(stack: Stack) -> Example:
         "vertebra": torch.tensor(stack.vertebra, dtype=torch.float32),
         "slices": torch.from_numpy(stack.slices),
         "types": torch.from_numpy(stack.types),
-        "types_known": torch.tensor(1.0),
+        "types_known": torch.tensor(stack.types_known),
         "evidence": torch.from_numpy(stack.evidence),
+        "evidence_known": torch.tensor(stack.evidence_known),
     }
 
 

@@ -90,6 +90,7 @@ class StackTargets:
         types: ``[B, T]`` 0..1.
         evidence: ``[B, S, h, w]`` 0..1.
         types_known: ``[B]`` 0 or 1.
+        evidence_known: ``[B]`` 0 or 1: whether ``slices`` and ``evidence`` are; None when they all are.
     """
 
     vertebra: Tensor
@@ -97,10 +98,13 @@ class StackTargets:
     types: Tensor
     evidence: Tensor
     types_known: Tensor
+    evidence_known: Tensor | None = None
 
 
 def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: ClassifierLoss) -> dict[str, Tensor]:
     """BCE of vertebra and slices, of types as the recipe says, focal-weighted BCE and Dice of the evidence map.
+
+    Stacks whose evidence is not known teach the vertebra's answer alone.
 
     Returns:
         ``total`` and its parts, scalars.
@@ -109,8 +113,10 @@ def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: Cla
     wanted = truth.vertebra * (1 - 2 * smooth) + smooth
     positive = torch.tensor(weights.positive_weight, device=wanted.device)
     vertebra = functional.binary_cross_entropy_with_logits(output["vertebra"].float(), wanted, pos_weight=positive)
-    slices = functional.binary_cross_entropy_with_logits(output["slices"].float(), truth.slices)
-    evidence, lost = _evidence_loss(output["evidence"].float(), truth.evidence)
+    known = torch.ones_like(wanted) if truth.evidence_known is None else truth.evidence_known
+    each = functional.binary_cross_entropy_with_logits(output["slices"].float(), truth.slices, reduction="none")
+    slices = _mean_of_known(each.mean(1), known)
+    evidence, lost = _evidence_loss(output["evidence"].float(), truth.evidence, known)
     types = _types_loss(output["types"].float(), truth, weights)
     total = (
         weights.vertebra * vertebra
@@ -134,15 +140,23 @@ def _types_loss(logits: Tensor, truth: StackTargets, weights: ClassifierLoss) ->
     return (entropy * counts).sum() / counts.sum().clamp(min=1)
 
 
-def _evidence_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal BCE (Lin et al., 2017, gamma 2) per positive cell, and Dice over the stacks that have a fracture."""
+def _mean_of_known(each: Tensor, known: Tensor) -> Tensor:
+    """Mean over the stacks of a batch ``[B]`` whose truth is known; 0 when it is of none."""
+    return (each * known).sum() / known.sum().clamp(min=1e-6)
+
+
+def _evidence_loss(logits: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal BCE (Lin et al., 2017, gamma 2) per positive cell, and Dice over the stacks that have a fracture.
+
+    Only stacks that are ``known`` ``[B]`` count.
+    """
     probability = torch.sigmoid(logits)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     focal = (probability - target).square() * entropy
     cells = target.sum((1, 2, 3))
     # Negatives share a floor, so a stack without fracture still teaches, at the scale of a small one.
     floor = 40.0
-    entropy_loss = (focal.sum((1, 2, 3)) / cells.clamp(min=floor)).mean()
-    has = (cells > 0).float()
+    entropy_loss = _mean_of_known(focal.sum((1, 2, 3)) / cells.clamp(min=floor), known)
+    has = (cells > 0).float() * known
     dice = soft_dice(probability.flatten(1), target.flatten(1))
     return entropy_loss, ((1 - dice) * has).sum() / has.sum().clamp(min=1)

@@ -246,8 +246,12 @@ def _blended(batch: Batch) -> Batch:
     """Mixup (Zhang et al., 2018): every example and its truth with a share of another's."""
     share = 0.5 * float(torch.rand(()))
     order = torch.randperm(len(batch["vertebra"]), device=batch["vertebra"].device)
-    return {name: torch.lerp(value, value[order], share) for name, value in batch.items()}
+    blended = {name: torch.lerp(value, value[order], share) for name, value in batch.items()}
+    # Of a blend is known what is known of both.
+    known = {name: torch.minimum(value, value[order]) for name, value in batch.items() if name.endswith("_known")}
+    return blended | known
 
 
 def _targets(batch: Batch) -> StackTargets:
-    return StackTargets(**{name: batch[name] for name in ("vertebra", "slices", "types", "evidence", "types_known")})
+    names = ("vertebra", "slices", "types", "evidence", "types_known", "evidence_known")
+    return StackTargets(**{name: batch[name] for name in names if name in batch})

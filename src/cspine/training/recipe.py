@@ -182,6 +182,7 @@ class LocatorStage(_Model):
     heat_sigma_mm: Positive = 4.0
     anchored: Fraction = Field(default=0.85, description="share of windows that are placed to hold spine")
     scan_share: Fraction = Field(default=0.3, description="share of windows from real scans, when there are any")
+    fold: int = Field(default=0, ge=0, description="part of splits.json that is held back, where there is one")
 
     @model_validator(mode="after")
     def _consistent(self) -> LocatorStage:
@@ -203,6 +204,7 @@ class RefinerStage(_Model):
     loss: RefinerLoss = RefinerLoss()
     spacing_mm: float = Field(default=1.0, ge=1.0, le=1.0)
     window: tuple[int, int, int] = (64, 80, 80)
+    fold: int = Field(default=0, ge=0, description="part of splits.json that is held back, where there is one")
 
     @model_validator(mode="after")
     def _consistent(self) -> RefinerStage:
@@ -234,6 +236,7 @@ class ClassifierStage(_Model):
         min_length=1,
         description="slices of training stacks, drawn a batch; a batch of fewer holds more stacks, for equal work",
     )
+    fold: int = Field(default=0, ge=0, description="part of splits.json that is held back, where there is one")
 
 
 class SliceStage(_Model):
@@ -293,6 +296,17 @@ class Recipe(_Model):
     classifier: ClassifierStage = ClassifierStage()
     slice: SliceStage | None = Field(default=None, description="instead of the others: a judge of single pictures")
     phantoms: PhantomData = PhantomData()
+
+    def on_fold(self, fold: int) -> Recipe:
+        """The same method with another part of the data held back."""
+        held = {"fold": fold}
+        return self.model_copy(
+            update={
+                "locator": self.locator.model_copy(update=held),
+                "refiner": self.refiner.model_copy(update=held),
+                "classifier": self.classifier.model_copy(update=held),
+            }
+        )
 
 
 def recipe_names() -> tuple[str, ...]:

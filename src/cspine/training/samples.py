@@ -21,6 +21,7 @@ from cspine.anatomy import Level
 from cspine.cases import Case
 from cspine.errors import OutputError, StudyError
 from cspine.inference.stacks import Frame, frames
+from cspine.training.splits import read_splits
 from cspine.volume import Volume
 
 FORMAT = 1
@@ -32,6 +33,8 @@ REFINER_MARGIN_MM = 16.0
 MIN_VISIBLE = 0.3
 # One seed in this many is held back for validation.
 HELD_BACK = 16
+# Names of samples that are phantoms or copies of scans; any other is the name of a study.
+NUMBERED = ("phantom-", "scan-")
 
 Array = NDArray[Any]
 Point = tuple[float, float, float]
@@ -77,6 +80,7 @@ class Vertebra:
         types: names of its fractures.
         fractured: an acute fracture is present.
         severity: 0..1.
+        evidence_known: False when it is fractured but nothing says where; it then has no points.
     """
 
     label: int
@@ -84,6 +88,7 @@ class Vertebra:
     types: tuple[str, ...]
     fractured: bool
     severity: float
+    evidence_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def locator_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> L
     known |= dict(thoracic or {})
     rows = [(label, *coarse.to_index(point)) for label, point in sorted(known.items())]
     centers = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
-    hu = np.clip(np.rint(coarse.hu), -1024, 4000).astype(np.int16)
+    hu = _stored(coarse.hu)
     return LocatorSample(hu, mask.astype(np.uint8), centers, thoracic is not None)
 
 
@@ -149,7 +154,7 @@ def refiner_sample(case: Case) -> RefinerSample:
     z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     fine = case.volume.crop(z, y, x).resampled(REFINER_SPACING_MM)
     mask = Volume(labels, case.volume.affine).crop(z, y, x).resampled(REFINER_SPACING_MM, order=0).hu
-    return RefinerSample(np.clip(np.rint(fine.hu), -1024, 4000).astype(np.int16), mask.astype(np.uint8))
+    return RefinerSample(_stored(fine.hu), mask.astype(np.uint8))
 
 
 def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> ClassifierSample:
@@ -173,7 +178,7 @@ def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -
         in_view[8] = thoracic[8]
     placed = frames(in_view, coarse.hu, coarse.affine)
     vertebrae = tuple(
-        Vertebra(label, placed[label], truth.types, truth.fractured, truth.severity)
+        Vertebra(label, placed[label], truth.types, truth.fractured, truth.severity, truth.place_known)
         for label, truth in ((int(level), case.levels[Level(level)]) for level in in_view if level <= Level.C7)
     )
     points = np.zeros((0, 4), np.float32)
@@ -182,9 +187,15 @@ def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -
         broken = [int(level) for level, truth in case.levels.items() if truth.fractured]
         owner = _owners(index, labels.hu, labels.spacing, broken)
         points = np.column_stack([owner, case.volume.to_world(index[:, ::-1])]).astype(np.float32)
-    hu = np.clip(np.rint(case.volume.hu), -1024, 4000).astype(np.int16)
+    hu = _stored(case.volume.hu)
     volume = Volume(hu, case.volume.affine)
     return ClassifierSample(volume, coarse.hu, coarse.affine, points, case.volume.spacing, vertebrae)
+
+
+def _stored(hu: Array) -> NDArray[np.int16]:
+    """HU as samples hold them; whole numbers are not turned to floats on the way."""
+    whole = hu if hu.dtype.kind in "iu" else np.rint(hu)
+    return np.asarray(np.clip(whole, -1024, 4000).astype(np.int16))
 
 
 def _labels_of(case: Case) -> NDArray[np.uint8]:
@@ -254,6 +265,7 @@ def _packed(sample: LocatorSample | RefinerSample | ClassifierSample) -> tuple[d
             "types": list(item.types),
             "fractured": item.fractured,
             "severity": item.severity,
+            "evidence_known": item.evidence_known,
             "points": int(counts[item.label]),
         }
         for item in sample.vertebrae
@@ -307,6 +319,8 @@ def read_classifier_sample(path: Path) -> ClassifierSample:
             tuple(item["types"]),
             item["fractured"],
             item["severity"],
+            # Samples from before real labels do not say it: the place of every fracture in them is known.
+            item.get("evidence_known", True),
         )
         for item in meta["vertebrae"]
     )
@@ -320,17 +334,30 @@ def read_classifier_sample(path: Path) -> ClassifierSample:
     )
 
 
-def sample_paths(folder: Path, *, held_back: bool) -> list[Path]:
-    """Finished samples of a folder, in order of name; every ``HELD_BACK``-th number is for validation.
+def sample_paths(folder: Path, *, held_back: bool, fold: int = 0) -> list[Path]:
+    """Finished samples of a folder, in order of name: those that are held back for validation, or the others.
 
-    Names end in a number (``phantom-000123``), which decides the split once and for all.
+    Where ``splits.json`` lies beside the folder it decides, and ``fold`` is the part held back. Phantoms and copies
+    of scans are never in it: their names end in a number (``phantom-000123``), of which every ``HELD_BACK``-th is
+    held back, once and for all.
+
+    Raises:
+        UsageError: a sample is of no study in the splits, or they have no such fold.
     """
     if not folder.is_dir():
         return []
     found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and (path / "meta.json").exists())
-    return [path for path in found if (_number(path.name) % HELD_BACK == 0) is held_back]
+    splits = read_splits(folder.parent)
+    if splits is None:
+        return [path for path in found if _by_number(path.name) is held_back]
+    return [
+        path
+        for path in found
+        if (_by_number(path.name) if path.name.startswith(NUMBERED) else splits.held_back(path.name, fold)) is held_back
+    ]
 
 
-def _number(name: str) -> int:
+def _by_number(name: str) -> bool:
+    """Whether a name's number is one of those held back."""
     digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else 1
+    return (int(digits) if digits else 1) % HELD_BACK == 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cspine.errors import StudyError
 from cspine.inference.stacks import (
     COLUMNS,
     NEIGHBOUR_MM,
@@ -44,6 +45,8 @@ class Stack:
         slices: ``[S]`` 0 or 1.
         types: ``[T]`` 0 or 1.
         evidence: ``[S, 32, 40]`` 0 or 1.
+        types_known: 0 when it is fractured and nothing says how; ``types`` is then nothing.
+        evidence_known: 0 when it is fractured and nothing says where; ``slices`` and ``evidence`` are then nothing.
     """
 
     stack: NDArray[np.float32]
@@ -51,6 +54,8 @@ class Stack:
     slices: NDArray[np.float32]
     types: NDArray[np.float32]
     evidence: NDArray[np.float32]
+    types_known: float = 1.0
+    evidence_known: float = 1.0
 
 
 def draw_stack(
@@ -73,7 +78,15 @@ def draw_stack(
         rng: source of chance.
         planes: slices of the stack; fewer than all show a part of it, mostly one with evidence when there is any.
         plain: exactly as inference with a perfect mask would (for validation).
+
+    Raises:
+        StudyError: a part is wanted of a fractured vertebra of which nothing says where the fracture is: whether the
+            part shows it nobody knows.
     """
+    if planes < PLANES and not vertebra.evidence_known:
+        raise StudyError(
+            "a part of a vertebra whose fracture has no known place has no label", where=f"label {vertebra.label}"
+        )
     augment = stage.augment
     frame, scale = (vertebra.frame, 1.0) if plain else _jitter(vertebra.frame, augment, rng)
     middle = stack_middle(vertebra.label)
@@ -94,10 +107,12 @@ def draw_stack(
         _hide(stack, augment, rng)
         if rng.random() < augment.flip:
             stack, evidence = np.ascontiguousarray(stack[..., ::-1]), np.ascontiguousarray(evidence[..., ::-1])
-    positive = float(vertebra.fractured and count >= stage.minimum_evidence and bool(evidence.any()))
+    shown = not vertebra.evidence_known or (count >= stage.minimum_evidence and bool(evidence.any()))
+    positive = float(vertebra.fractured and shown)
     types = np.array([positive * (name in vertebra.types) for name in type_names], np.float32)
-    evidence = evidence * np.float32(positive)
-    return Stack(stack, positive, evidence.max((1, 2)), types, evidence)
+    evidence = evidence * np.float32(positive * vertebra.evidence_known)
+    types_known = float(not positive or bool(vertebra.types))
+    return Stack(stack, positive, evidence.max((1, 2)), types, evidence, types_known, float(vertebra.evidence_known))
 
 
 def _first_plane(evidence: Array, planes: int, rng: np.random.Generator) -> int:

@@ -1,0 +1,72 @@
+"""One job after another in several processes, of one thread each, that end when the user says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from cspine.cli import console
+from cspine.errors import CspineError
+
+Item = TypeVar("Item")
+# What numpy's libraries read when they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def in_processes(
+    work: Callable[[Item], object], items: Sequence[Item], workers: int, advance: Callable[[], object]
+) -> None:
+    """Do every item; what the work itself raises ends it all.
+
+    Args:
+        work: can be pickled; its results are not kept.
+        items: what to do it with.
+        workers: processes, at most one an item.
+        advance: called after each.
+
+    Raises:
+        CspineError: a worker died, or whatever the work raised.
+    """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    # Spawned, not forked: the parent may hold threads; and workers leave Ctrl-C to the parent.
+    pool = ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent
+    )
+    try:
+        with _one_thread_each():
+            for future in as_completed([pool.submit(work, item) for item in items]):
+                future.result()
+                advance()
+    except BrokenProcessPool as error:
+        raise CspineError(
+            "a worker ended without a word, most likely for want of memory",
+            fix="Run the same command with fewer --workers: finished studies are kept",
+        ) from error
+    except KeyboardInterrupt:
+        console.stderr().print("stopping when the studies at hand are finished …")
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers started meanwhile use one thread: each is one core's work, and waiting threads only cost time."""
+    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
+    try:
+        yield
+    finally:
+        for name in THREAD_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ |= before
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
