@@ -17,7 +17,7 @@ from cspine.cli.extras import EXTRAS, require
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "openvino", "onnxruntime", "scipy", "SimpleITK", "numpy", "jinja2", "PIL")
-COMMANDS = ("predict", "demo", "doctor", "info", "phantom", "train", "evaluate", "export")
+COMMANDS = ("predict", "demo", "doctor", "info", "phantom", "prepare", "train", "evaluate", "export")
 
 
 def all_errors(base: type[errors.CspineError] = errors.CspineError) -> list[type[errors.CspineError]]:

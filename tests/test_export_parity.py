@@ -10,7 +10,7 @@ import torch
 
 from cspine.errors import UsageError
 from cspine.inference.bundle import Bundle
-from cspine.training.export import add_figures, calibrate_bundle, export_bundle, type_levels
+from cspine.training.export import add_figures, calibrate_bundle, export_bundle, trained_on, type_levels
 from cspine.training.fit import CHECKPOINT, build_module
 from cspine.training.networks import build_network
 from cspine.training.onnx_files import (
@@ -122,3 +122,21 @@ def test_types_know_where_they_occur() -> None:
     assert levels["jefferson"] == ["C1"]
     assert levels["dens-ii"] == ["C2"]
     assert "C7" in levels["spinous-process"]
+
+
+def test_the_card_says_when_patients_were_among_the_data(tmp_path: Path) -> None:
+    def made(stage: str, *names: str) -> None:
+        for name in names:
+            (tmp_path / stage / name).mkdir(parents=True)
+            (tmp_path / stage / name / "meta.json").write_text('{"format": 1}')
+
+    recipe = Recipe(name="tiny")
+    made("classifier", "phantom-000001", "phantom-000002", "scan-00-000001")
+    said = trained_on(tmp_path, recipe)
+    assert "classifier: 2 phantoms and 1 copies of real scans with planted fractures" in said
+    assert said.endswith("no patient with a known fracture")
+    made("classifier", "1.2.826.1")
+    (tmp_path / "classifier" / "splits.json").unlink(missing_ok=True)
+    said = trained_on(tmp_path, recipe)
+    assert "1 studies of patients" in said
+    assert "no patient" not in said

@@ -18,6 +18,7 @@ from cspine.training.fit import CHECKPOINT, FitOptions, build_module, fit_stage,
 from cspine.training.locator_windows import AIR, coarsened, draw_heat, draw_window, porous, thick_slices
 from cspine.training.losses import StackTargets, classifier_loss, heat_loss, locator_loss, soft_dice
 from cspine.training.recipe import (
+    ClassifierAugment,
     ClassifierLoss,
     ClassifierStage,
     LocatorLoss,
@@ -150,17 +151,45 @@ def test_flipping_a_stack_flips_its_evidence() -> None:
 def test_short_stacks_mostly_show_the_evidence_and_are_labelled_by_what_they_show() -> None:
     sample = classifier_sample(block_case(5, fractured=True))
     rng = np.random.default_rng(0)
-    drawn = [draw_stack(sample, sample.vertebrae[4], RECIPE.classifier, type_names(), rng, planes=6) for _ in range(12)]
+    short = (6, 128, 160)
+    drawn = [
+        draw_stack(sample, sample.vertebrae[4], RECIPE.classifier, type_names(), rng, window=short) for _ in range(12)
+    ]
     assert {stack.stack.shape[0] for stack in drawn} == {6}
     assert all(bool(stack.vertebra) == bool(stack.evidence.any()) for stack in drawn)
     assert sum(stack.vertebra for stack in drawn) >= 9
 
 
 def test_batches_of_short_stacks_hold_more(samples: Path) -> None:
-    stage = RECIPE.classifier.model_copy(update={"planes": (8,)})
+    stage = RECIPE.classifier.model_copy(update={"windows": ((8, 128, 160),)})
     pool = Pool(samples / "classifier", stage, held_back=False)
     pool.refresh()
     assert pool.draw_batch(np.random.default_rng(0))["stack"].shape == (6, 8, 4, 128, 160)
+
+
+def test_a_narrow_part_shows_its_piece_of_the_whole_stack() -> None:
+    # Bright cubes at known places: the part has to show them where its evidence says that it lies.
+    sample = classifier_sample(block_case(5, fractured=True))
+    still = ClassifierAugment(
+        flip=0, shift_mm=0, rotate_degrees=0, scale=(1, 1), coarse_mask=0, contrast=(1, 1), shift_hu=0, noise_hu=0,
+        blur_probability=0, thick_slices=0, drop_slices=0, cutout=0,
+    )  # fmt: skip
+    stage = RECIPE.classifier.model_copy(update={"augment": still})
+    vertebra, names = sample.vertebrae[4], type_names()
+    whole = draw_stack(sample, vertebra, stage, names, np.random.default_rng(0))
+    for seed in range(4):
+        part = draw_stack(sample, vertebra, stage, names, np.random.default_rng(seed), window=(8, 64, 64))
+        assert part.stack.shape == (8, 4, 64, 64)
+        places = [
+            (z, y, x)
+            for z in range(17) for y in range(17) for x in range(25)
+            if np.abs(whole.stack[z : z + 8, :, 4 * y : 4 * y + 64, 4 * x : 4 * x + 64] - part.stack).max() < 0.02
+        ]  # fmt: skip
+        assert len(places) == 1
+        z, y, x = places[0]
+        assert np.array_equal(whole.evidence[z : z + 8, y : y + 16, x : x + 16], part.evidence)
+        # Where in the vertebra a type's evidence lies cannot be told from a part.
+        assert part.types_known == 0
 
 
 def test_an_intact_vertebra_has_no_evidence() -> None:

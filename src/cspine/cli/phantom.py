@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,16 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cspine.cli import console
-from cspine.errors import CspineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cspine.phantoms.cohort import Cohort
-
-
-# What numpy's libraries read when they are loaded.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class LayoutName(StrEnum):
@@ -121,43 +114,6 @@ def _make_all(cohort: Cohort, missing: list[int], workers: int, advance: Callabl
             cohort.make(k)
             advance()
         return
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
+    from cspine.cli.workers import in_processes
 
-    # Spawned, not forked: the parent may hold threads; and workers leave Ctrl-C to the parent.
-    pool = ProcessPoolExecutor(
-        min(workers, len(missing)), mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent
-    )
-    try:
-        with _one_thread_each():
-            for future in as_completed([pool.submit(cohort.make, k) for k in missing]):
-                future.result()
-                advance()
-    except BrokenProcessPool as error:
-        raise CspineError(
-            "a worker ended without a word, most likely for want of memory",
-            fix="Run the same command with fewer --workers: finished studies are kept",
-        ) from error
-    except KeyboardInterrupt:
-        console.stderr().print("stopping when the studies at hand are finished …")
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers started meanwhile use one thread: each is one core's work, and waiting threads only cost time."""
-    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
-    try:
-        yield
-    finally:
-        for name in THREAD_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ |= before
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_processes(cohort.make, missing, workers, advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from cspine.errors import StudyError
-from cspine.inference.stacks import PLANES
 from cspine.training.locator_windows import Window, draw_window
-from cspine.training.recipe import ClassifierStage, LocatorStage, RefinerStage
+from cspine.training.recipe import ClassifierStage, LocatorStage, RefinerStage, StackWindow
 from cspine.training.refiner_windows import RefinerWindow, draw_refiner_window
 from cspine.training.samples import (
     read_classifier_sample,
@@ -23,7 +23,7 @@ from cspine.training.samples import (
     read_refiner_sample,
     sample_paths,
 )
-from cspine.training.stacks import Stack, draw_stack
+from cspine.training.stacks import WHOLE, Stack, draw_stack
 
 Example = dict[str, torch.Tensor]
 Stage = LocatorStage | RefinerStage | ClassifierStage
@@ -77,8 +77,8 @@ class Pool:
             return bool(self.positives and self.negatives)
         return bool(self.paths or self.scans)
 
-    def draw(self, rng: np.random.Generator, planes: int = PLANES) -> Example:
-        """One random example; a classifier's stack has ``planes`` slices."""
+    def draw(self, rng: np.random.Generator, window: StackWindow = WHOLE) -> Example:
+        """One random example; a classifier's stack shows ``window`` (slices, rows, columns)."""
         if isinstance(self.stage, LocatorStage):
             real = bool(self.scans) and (not self.paths or rng.random() < self.stage.scan_share)
             table = self.scans if real else self.paths
@@ -88,21 +88,21 @@ class Pool:
             chosen = int(rng.integers(len(self.paths) + len(self.scans)))
             path = self.paths[chosen] if chosen < len(self.paths) else self.scans[chosen - len(self.paths)]
             return refiner_tensors(draw_refiner_window(read_refiner_sample(path), self.stage, rng))
-        positives = self.positives if planes >= PLANES else self.placed
+        positives = self.positives if window == WHOLE else self.placed
         broken = positives if rng.random() < self.stage.positive_share else self.negatives
         path, index = broken[rng.integers(len(broken))]
         sample = read_classifier_sample(path)
         vertebra = sample.vertebrae[index]
-        return stack_tensors(draw_stack(sample, vertebra, self.stage, type_names(), rng, planes=planes))
+        return stack_tensors(draw_stack(sample, vertebra, self.stage, type_names(), rng, window=window))
 
     def draw_batch(self, rng: np.random.Generator) -> Example:
         """A batch of random examples, each tensor with a first axis more."""
-        count, planes = self.stage.schedule.batch_size, PLANES
+        count, window = self.stage.schedule.batch_size, WHOLE
         if isinstance(self.stage, ClassifierStage):
             # Without a fracture to lay them over, parts would all be intact.
-            planes = int(rng.choice(self.stage.planes)) if self.placed else PLANES
-            count = max(1, round(count * PLANES / planes))
-        batch: Example = default_collate([self.draw(rng, planes) for _ in range(count)])
+            window = self.stage.windows[rng.integers(len(self.stage.windows))] if self.placed else WHOLE
+            count = max(1, round(count * math.prod(WHOLE) / math.prod(window)))
+        batch: Example = default_collate([self.draw(rng, window) for _ in range(count)])
         return batch
 
 

@@ -26,7 +26,7 @@ from cspine.inference.runtime import (
 )
 from cspine.inference.verify import VERIFY_FILES, forget
 from cspine.training.calibrate import PREVALENCE, fit_calibration
-from cspine.training.data import SCAN, HeldBack, Stage, type_names
+from cspine.training.data import PHANTOM, SCAN, HeldBack, Stage, type_names
 from cspine.training.fit import CHECKPOINT, PRETRAINED, STAGES, StageName, load_network
 from cspine.training.onnx_files import (
     EXAMPLE,
@@ -42,6 +42,12 @@ from cspine.training.samples import sample_paths
 
 # What bf16 may change: a share of bone voxels or of the heat; a share of bone voxels; a probability.
 GATE_TOLERANCE = {"locator": 0.02, "refiner": 0.02, "classifier": 0.03}
+# What copies of real scans are, a stage.
+_REAL = {
+    "locator": "real scans with levels marked or found",
+    "classifier": "copies of real scans with planted fractures",
+}
+_NO_PATIENT = "no patient with a known fracture"
 GATE_INPUTS = {"locator": 4, "refiner": 6, "classifier": 16}
 DISTANCE: dict[StageName, Distance] = {
     "locator": locator_distance,
@@ -139,7 +145,7 @@ def export_bundle(
         "name": name or recipe.name,
         "version": recipe.version,
         "recipe": recipe.name,
-        "trained_on": trained_on(folder),
+        "trained_on": trained_on(folder, recipe),
         "stages": {stage: {"file": f"{stage}.onnx"} for stage in names},
         "types": type_names(),
         "type_levels": type_levels(),
@@ -195,18 +201,26 @@ def add_figures(bundle: Path, table: str) -> Bundle:
     return write_bundle(bundle, files, fields)
 
 
-def trained_on(samples: Path) -> str:
-    """One sentence on the samples of a run: how many phantoms and real scans each stage saw."""
-    parts = []
+def trained_on(samples: Path, recipe: Recipe) -> str:
+    """One sentence on the samples of a run: how many phantoms, real scans and patients each stage saw.
+
+    Args:
+        samples: folder of the stages' samples.
+        recipe: says which part was held back.
+    """
+    parts, patients = [], False
     for stage in STAGES:
-        names = [path.name for path in sample_paths(samples / stage, held_back=False)]
+        fold = getattr(recipe, stage).fold
+        names = [path.name for path in sample_paths(samples / stage, held_back=False, fold=fold)]
         scans = sum(name.startswith(SCAN) for name in names)
-        if not names:
-            continue
-        real = {"locator": "real scans with level marks", "classifier": "copies of real scans with planted fractures"}
-        also = f" and {scans} {real.get(stage, 'real scans')}" if scans else ""
-        parts.append(f"{stage}: {len(names) - scans} phantoms{also}")
-    return "; ".join(parts or ["unknown samples"]) + "; no patient with a known fracture"
+        phantoms = sum(name.startswith(PHANTOM) for name in names)
+        others = len(names) - scans - phantoms
+        patients |= others > 0
+        counts = ((phantoms, "phantoms"), (scans, _REAL.get(stage, "real scans")), (others, "studies of patients"))
+        if names:
+            parts.append(f"{stage}: " + " and ".join(f"{count} {what}" for count, what in counts if count))
+    said = "; ".join(parts or ["unknown samples"])
+    return f"{said}; the terms of the patients' data bind this bundle" if patients else f"{said}; {_NO_PATIENT}"
 
 
 def _pretrained_note(record: Path) -> str | None:
@@ -237,7 +251,7 @@ def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], seen: str, not
             "",
             "**Research use only. Not a diagnosis, not a medical device.**",
             "",
-            f"- Trained on: {seen}. Nothing is claimed about real patients.",
+            f"- Trained on: {seen}. Nothing is claimed about patients that it was not measured on.",
             "- Input: CT in Hounsfield units that shows some of C1 to C7. Output: see docs/reference/findings.md.",
             "- Must not be used for: children, decisions about a patient, anything but CT.",
             "- Known weaknesses: hairline fractures of transverse and spinous processes, noise at the shoulders,",

@@ -17,6 +17,9 @@ from cspine.errors import RecipeError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[float, float]
+_Side = Annotated[int, Field(ge=32, multiple_of=16)]
+# Slices, rows and columns of a part of a stack; networks halve rows and columns four times.
+StackWindow = tuple[Annotated[int, Field(ge=4, le=24)], _Side, _Side]
 
 
 class _Model(BaseModel):
@@ -231,10 +234,10 @@ class ClassifierStage(_Model):
     loss: ClassifierLoss = ClassifierLoss()
     positive_share: Fraction = Field(default=0.4, description="share of fractured vertebrae drawn in training")
     minimum_evidence: int = Field(default=12, ge=1, description="stack voxels of fracture that make a positive")
-    planes: tuple[Annotated[int, Field(ge=4, le=24)], ...] = Field(
-        default=(24,),
+    windows: tuple[StackWindow, ...] = Field(
+        default=((24, 128, 160),),
         min_length=1,
-        description="slices of training stacks, drawn a batch; a batch of fewer holds more stacks, for equal work",
+        description="slices, rows and columns of training stacks, drawn a batch; smaller ones make a batch of more",
     )
     fold: int = Field(default=0, ge=0, description="part of splits.json that is held back, where there is one")
 

@@ -22,11 +22,12 @@ from cspine.inference.stacks import (
     stack_middle,
 )
 from cspine.training.locator_windows import thick_slices
-from cspine.training.recipe import ClassifierAugment, ClassifierStage
+from cspine.training.recipe import ClassifierAugment, ClassifierStage, StackWindow
 from cspine.training.samples import ClassifierSample, Vertebra
 from cspine.volume import AIR_HU, Volume
 
 Array = NDArray[Any]
+WHOLE: StackWindow = (PLANES, ROWS, COLUMNS)
 # Pixels of a stack a cell of the evidence map, in rows and columns.
 EVIDENCE_STRIDE = 4
 # Share of partial stacks of a broken vertebra that are laid over its evidence; the rest may miss it and are intact.
@@ -40,11 +41,11 @@ class Stack:
     """One training example of the classifier.
 
     Attributes:
-        stack: float32 ``[S, 4, 128, 160]``; S is 24, or less for a part.
+        stack: float32 ``[S, 4, H, W]``; 24, 128 and 160, or less for a part.
         vertebra: 0 or 1.
         slices: ``[S]`` 0 or 1.
         types: ``[T]`` 0 or 1.
-        evidence: ``[S, 32, 40]`` 0 or 1.
+        evidence: ``[S, H / 4, W / 4]`` 0 or 1.
         types_known: 0 when it is fractured and nothing says how; ``types`` is then nothing.
         evidence_known: 0 when it is fractured and nothing says where; ``slices`` and ``evidence`` are then nothing.
     """
@@ -65,7 +66,7 @@ def draw_stack(
     type_names: tuple[str, ...],
     rng: np.random.Generator,
     *,
-    planes: int = PLANES,
+    window: StackWindow = WHOLE,
     plain: bool = False,
 ) -> Stack:
     """Cut one vertebra.
@@ -76,14 +77,15 @@ def draw_stack(
         stage: augmentation of the recipe.
         type_names: order of the type logits.
         rng: source of chance.
-        planes: slices of the stack; fewer than all show a part of it, mostly one with evidence when there is any.
+        window: slices, rows and columns of the stack; less than all of them show a part of it, mostly one with evidence
+            when there is any, else one with its bone.
         plain: exactly as inference with a perfect mask would (for validation).
 
     Raises:
         StudyError: a part is wanted of a fractured vertebra of which nothing says where the fracture is: whether the
             part shows it nobody knows.
     """
-    if planes < PLANES and not vertebra.evidence_known:
+    if window != WHOLE and not vertebra.evidence_known:
         raise StudyError(
             "a part of a vertebra whose fracture has no known place has no label", where=f"label {vertebra.label}"
         )
@@ -91,15 +93,14 @@ def draw_stack(
     frame, scale = (vertebra.frame, 1.0) if plain else _jitter(vertebra.frame, augment, rng)
     middle = stack_middle(vertebra.label)
     evidence, count = draw_evidence(sample, vertebra.label, frame, middle, scale)
-    start = _first_plane(evidence, planes, rng)
-    evidence = evidence[start : start + planes]
-    shift = (start + (planes - 1) / 2 - (PLANES - 1) / 2) * PLANE_MM * scale
-    part = (middle[0], middle[1], middle[2] + shift)
+    part, middle = _part(sample, vertebra.label, evidence, frame, middle, scale, window, rng)
+    evidence = evidence[part]
     # Outside the scan there is air; training crops end where real scans go on, so sometimes tissue is shown there.
     fill = AIR_HU if plain or rng.random() < 0.5 else float(rng.uniform(-100, 60))
-    fine = _block(sample.volume, frame, 2 * planes + 1, NEIGHBOUR_MM, scale, part, fill)
+    planes, rows, columns = window
+    fine = _block(sample.volume, frame, (2 * planes + 1, rows, columns), NEIGHBOUR_MM, scale, middle, fill)
     mask = _mask(sample, vertebra.label, augment, rng, plain=plain)
-    soft = _block(mask, frame, planes, PLANE_MM, scale, part, 0.0)
+    soft = _block(mask, frame, window, PLANE_MM, scale, middle, 0.0)
     if not plain:
         fine = _tone(fine, augment, rng)
     stack = assemble(fine, soft)
@@ -111,35 +112,54 @@ def draw_stack(
     positive = float(vertebra.fractured and shown)
     types = np.array([positive * (name in vertebra.types) for name in type_names], np.float32)
     evidence = evidence * np.float32(positive * vertebra.evidence_known)
-    types_known = float(not positive or bool(vertebra.types))
+    # The type is read from where in the vertebra the evidence lies, which a narrower part does not tell.
+    types_known = float(window[1:] == WHOLE[1:] and (not positive or bool(vertebra.types)))
     return Stack(stack, positive, evidence.max((1, 2)), types, evidence, types_known, float(vertebra.evidence_known))
 
 
-def _first_plane(evidence: Array, planes: int, rng: np.random.Generator) -> int:
-    """Where a part of ``planes`` slices begins: around a slice with evidence, else near the middle."""
-    free = len(evidence) - planes
-    if free <= 0:
-        return 0
-    holding = np.flatnonzero(evidence.any((1, 2)))
-    if len(holding) and rng.random() < SHOWING:
-        start = int(rng.choice(holding)) - int(rng.integers(0, planes))
-    else:
-        start = round(rng.normal(free / 2, free / 4))
-    return min(max(start, 0), free)
+def _part(
+    sample: ClassifierSample,
+    label: int,
+    evidence: Array,
+    frame: Frame,
+    middle: tuple[float, float, float],
+    scale: float,
+    window: StackWindow,
+    rng: np.random.Generator,
+) -> tuple[tuple[slice, slice, slice], tuple[float, float, float]]:
+    """Cells of a part of a stack, and its middle in local mm: over a cell of evidence, or near bone of the vertebra."""
+    size = np.array([window[0], window[1] // EVIDENCE_STRIDE, window[2] // EVIDENCE_STRIDE])
+    cell = np.array([PLANE_MM, PIXEL_MM * EVIDENCE_STRIDE, PIXEL_MM * EVIDENCE_STRIDE]) * scale
+    whole = np.asarray(evidence.shape)
+    start = np.zeros(3, int)
+    if (size < whole).any():
+        holding = np.argwhere(evidence)
+        if len(holding) and rng.random() < SHOWING:
+            start = holding[rng.integers(len(holding))] - rng.integers(0, size)
+        else:
+            bone = np.argwhere(sample.labels == label)
+            voxel = bone[rng.integers(len(bone))] if len(bone) else np.zeros(3)
+            world = sample.labels_affine[:3, :3] @ voxel[::-1] + sample.labels_affine[:3, 3]
+            at = (frame.to_local(world) - np.asarray(middle))[::-1] / cell + whole / 2
+            start = np.round(at - size / 2 + rng.uniform(-0.25, 0.25, 3) * size).astype(int)
+        start = np.clip(start, 0, whole - size)
+    shift = ((start + size / 2) - whole / 2) * cell
+    z, y, x = (slice(int(a), int(a + n)) for a, n in zip(start, size, strict=True))
+    return (z, y, x), (middle[0] + shift[2], middle[1] + shift[1], middle[2] + shift[0])
 
 
 def _block(
     volume: Volume,
     frame: Frame,
-    planes: int,
+    shape: tuple[int, int, int],
     plane_mm: float,
     scale: float,
     middle: tuple[float, float, float],
     fill: float,
 ) -> NDArray[np.float32]:
-    """Samples ``[planes, 128, 160]``, the distances between them times ``scale``."""
+    """Samples of ``shape``, the distances between them times ``scale``."""
     spacing = (PIXEL_MM * scale, PIXEL_MM * scale, plane_mm * scale)
-    return sample_block(volume, frame, shape=(planes, ROWS, COLUMNS), spacing=spacing, middle=middle, fill=fill)
+    return sample_block(volume, frame, shape=shape, spacing=spacing, middle=middle, fill=fill)
 
 
 def draw_evidence(
@@ -242,7 +262,7 @@ def _hide(stack: NDArray[np.float32], augment: ClassifierAugment, rng: np.random
             stack[plane, :3] = stack[plane - 1, :3]
     if rng.random() < augment.cutout:
         rows, columns = stack.shape[2:]
-        height, width = rng.integers(8, 33, 2)
+        height, width = rng.integers(8, min(33, rows // 2), 2)
         top, left = rng.integers(0, rows - height), rng.integers(0, columns - width)
         depth = int(rng.integers(2, max(3, len(stack) // 3)))
         first = int(rng.integers(0, len(stack) - depth))
