@@ -257,13 +257,15 @@ def test_fractured_at_an_unknown_place_is_still_fractured() -> None:
     assert (stack.vertebra, stack.evidence_known, stack.types_known) == (1.0, 0.0, 0.0)
     assert not stack.evidence.any()
     with pytest.raises(StudyError, match="no known place"):
-        draw_stack(sample, vertebra, RECIPE.classifier, type_names(), np.random.default_rng(0), planes=PLANES // 2)
+        draw_stack(
+            sample, vertebra, RECIPE.classifier, type_names(), np.random.default_rng(0), window=(PLANES // 2, 128, 160)
+        )
 
 
 def test_parts_are_drawn_of_known_places_only(tmp_path: Path) -> None:
     write_sample(unplaced()[0], tmp_path, "1.2.3")
     write_sample(classifier_sample(block_case(6, fractured=False)), tmp_path, "1.2.4")
-    short = RECIPE.classifier.model_copy(update={"planes": (8,)})
+    short = RECIPE.classifier.model_copy(update={"windows": ((8, 128, 160),)})
     pool = Pool(tmp_path, short, held_back=False)
     pool.refresh()
     assert pool.draw_batch(np.random.default_rng(0))["stack"].shape[1] == PLANES
