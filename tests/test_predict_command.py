@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -364,3 +365,18 @@ def test_quiet_says_nothing(tmp_path: Path) -> None:
 def test_formats_choose_what_is_written(tmp_path: Path) -> None:
     assert predict(good(tmp_path / "neck"), "-o", tmp_path / "out", "--formats", "json").exit_code == 0
     assert content(tmp_path / "out") == {"findings.json", "run.json"}
+
+
+def test_the_line_of_a_study_is_never_clear_when_a_level_is_suspected() -> None:
+    from cspine.cli.progress import line
+
+    def said(patient: bool, level: bool) -> str:
+        levels = [SimpleNamespace(level="C3", probability=0.12, fracture=level)]
+        found = SimpleNamespace(patient=SimpleNamespace(probability=0.4, fracture=patient), levels=levels)
+        job = SimpleNamespace(name="one", folder=Path("out"))
+        outcome: Any = SimpleNamespace(job=job, status="ok", error=None, findings=found, resumed=False, seconds=1.0)
+        return line(outcome).plain
+
+    assert "(no fracture found)" in said(False, False)
+    assert "(possible fracture)  C3 0.12" in said(False, True)
+    assert "(fracture)" in said(True, True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cspine.cli.batch import Outcome
     from cspine.cli.jobs import Job
+    from cspine.findings import Findings
 
 _STYLES = {"ok": "green", "partial": "yellow", "refused": "red", "failed": "bold red"}
 
@@ -91,8 +92,7 @@ def line(outcome: Outcome) -> Text:
     if outcome.error is None:
         patient = found.patient
         if patient.probability is not None:
-            verdict = "fracture" if patient.fracture else "no fracture found"
-            text.append(f"  patient {patient.probability:.2f} ({verdict})")
+            text.append(f"  patient {patient.probability:.2f} ({_verdict(found)})")
         marked = [f"{level.level} {level.probability:.2f}" for level in found.levels if level.fracture]
         if marked:
             text.append("  " + ", ".join(marked), style="bold")
@@ -102,6 +102,13 @@ def line(outcome: Outcome) -> Text:
     text.append(f"  {outcome.job.folder}")
     text.append("  (done before)" if outcome.resumed else f"  {outcome.seconds:.1f} s", style="dim")
     return text
+
+
+def _verdict(found: Findings) -> str:
+    """Never clear when a level is suspected: thresholds of patient and levels are fitted apart."""
+    if found.patient.fracture:
+        return "fracture"
+    return "possible fracture" if any(level.fracture for level in found.levels) else "no fracture found"
 
 
 @contextlib.contextmanager
