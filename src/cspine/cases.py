@@ -52,6 +52,21 @@ class SliceBox:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """What is known of slices that were labelled one by one. They may lie anywhere, so nothing lies between two.
+
+    Attributes:
+        fractured: of each slice along z, whether it shows a fracture; None where unknown.
+        levels: of each slice, the vertebrae that it shows; None where unknown.
+        grey: the volume holds grey levels, 0 black to 255 white, instead of HU, and its millimetres mean nothing.
+    """
+
+    fractured: tuple[bool | None, ...]
+    levels: tuple[tuple[Level, ...] | None, ...]
+    grey: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """A volume and its truth. Masks share the volume's shape ``[z, y, x]`` and affine.
 
@@ -62,6 +77,9 @@ class Case:
         fracture: bool mask of fracture voxels, or None when unknown.
         levels: truth a level, keyed by ``Level``; missing keys are unknown.
         boxes: fracture boxes a slice.
+        overall: whether any level is fractured, where that is known but perhaps not which.
+        thoracic_mm: body centres of the thoracic vertebrae, LPS mm, keyed 8 (T1) and up; None when unknown.
+        pictures: for a set of slices that were labelled one by one, what is known of each; None for a scan.
     """
 
     name: str
@@ -70,10 +88,13 @@ class Case:
     fracture: NDArray[np.bool_] | None = None
     levels: dict[Level, LevelTruth] = field(default_factory=dict)
     boxes: tuple[SliceBox, ...] = ()
+    overall: bool | None = None
+    thoracic_mm: dict[int, tuple[float, float, float]] | None = None
+    pictures: Pictures | None = None
 
     @property
     def patient_fractured(self) -> bool | None:
-        """True when any level is fractured; None when no level is known."""
+        """True when any level is fractured; None when neither a level nor the patient's own label is known."""
         if not self.levels:
-            return None
-        return any(self.levels[level].fractured for level in LEVELS if level in self.levels)
+            return self.overall
+        return bool(self.overall) or any(self.levels[level].fractured for level in LEVELS if level in self.levels)

@@ -71,6 +71,7 @@ def case_of(scene: Scene | Any, acquired: Acquired, *, name: str) -> Case:
         fracture=acquired.fracture,
         levels={level: _truth(scene, volume, level, shown) for level in LEVELS},
         boxes=_boxes(shown),
+        thoracic_mm={label: _center(pose) for label, pose in scene.spine.poses.items() if label > Level.C7},
     )
 
 
@@ -98,17 +99,22 @@ def _fracture_levels(scene: Any, acquired: Acquired) -> dict[Level, Voxels]:
 def _truth(scene: Any, volume: Volume, level: Level, shown: dict[Level, Voxels]) -> LevelTruth:
     acute = [f for f in scene.fractures if f.level == level and not f.chronic]
     fractured = level in shown and bool(acute)
-    x, y, z = scene.spine.poses[int(level)][:3, 3]
     return LevelTruth(
         visible_fraction=visible_fraction(scene, volume, level),
         fractured=fractured,
         types=tuple(dict.fromkeys(str(f.type) for f in acute)) if fractured else (),
         severity=max((float(f.severity) for f in acute), default=0.0) if fractured else 0.0,
         old_fracture=any(f.level == level and f.chronic for f in scene.fractures),
-        body_center_mm=(float(x), float(y), float(z)),
+        body_center_mm=_center(scene.spine.poses[int(level)]),
         displacement_mm=round(displacement_mm(c for f in acute for c in f.changes), 3) if fractured else None,
         confounders=_confounders(scene, level),
     )
+
+
+def _center(pose: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Body centre of a vertebra, LPS mm."""
+    x, y, z = pose[:3, 3]
+    return float(x), float(y), float(z)
 
 
 def _confounders(scene: Any, level: Level) -> tuple[str, ...]:

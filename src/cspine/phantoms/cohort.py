@@ -234,6 +234,8 @@ def truth_of(case: Case, seed: int) -> Truth:
         "fractured": bool(case.patient_fractured),
         "levels": levels,
         "boxes": boxes,
+        # T1 is 8 in masks.
+        "thoracic_mm": {f"T{label - 7}": list(point) for label, point in sorted((case.thoracic_mm or {}).items())},
     }
 
 

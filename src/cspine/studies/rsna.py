@@ -11,30 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cspine.anatomy import LEVELS, THORACIC, Level
+from cspine.anatomy import LEVELS, THORACIC
 from cspine.cases import Case, LevelTruth, SliceBox
-from cspine.errors import DamagedFileError, GeometryError, NoImagesError, StudyError, StudyWarning, UsageError
+from cspine.errors import GeometryError, NoImagesError, StudyError, StudyWarning, UsageError
 from cspine.studies.dicom import find_instances
 from cspine.studies.files import StoredFile
 from cspine.studies.instances import planes_of
-from cspine.studies.nifti import open_mask
+from cspine.studies.masks import mask_on, visible_fractions, with_owned_boxes
 from cspine.studies.rsna_tables import BOXES_FILE, TABLE_FILE, BoxRow, StudyRow, is_uid, read_boxes, read_studies
 from cspine.studies.study import open_study
 from cspine.volume import Volume
 
+__all__ = ["IMAGES_FOLDER", "RsnaFolder", "is_rsna_folder", "visible_fractions", "with_owned_boxes"]
+
 IMAGES_FOLDER, MASKS_FOLDER = "train_images", "segmentations"
-# T12 is the last label of the published masks.
-LAST_LABEL = 19
 # A box may reach this far over the edge of its image, pixels: it was drawn by hand.
 EDGE_PX = 2.0
-# A vertebra whose mask touches the first or last slice is cut; when no whole one is there to compare, half is seen.
-CUT_FRACTION = 0.5
 
 
 def is_rsna_folder(path: Path) -> bool:
@@ -129,68 +128,30 @@ class RsnaFolder:
         path = self.masks.get(uid)
         if path is None:
             return None
-        mask = open_mask(StoredFile(path.name, path.stat().st_size, path))
-        if int(mask.hu.max()) > LAST_LABEL:
-            raise DamagedFileError(f"expected labels 0 to {LAST_LABEL}, got {int(mask.hu.max())}", where=path.name)
-        on_images: NDArray[np.uint8] = mask.resampled_to(volume.affine, volume.shape, order=0, fill=0).hu
-        if mask.hu.any() and not on_images.any():
-            raise GeometryError("the segmentation does not lie on the images", where=path.name)
-        return on_images
+        return mask_on(path, volume)
 
+    @property
+    def kind(self) -> Literal["rsna2022"]:
+        """What sort of folder it is."""
+        return "rsna2022"
 
-def with_owned_boxes(case: Case) -> Case:
-    """The case with every box given to the fractured vertebra it overlaps most, and its fracture voxels.
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Whose study it is; the published data do not say."""
+        return {}
 
-    Fracture voxels are those of the vertebra's mask inside its boxes: bone around the fracture rather than the
-    fracture itself, since a box is all that is known. A fractured vertebra that owns no box has no known place; a box
-    that holds no fractured vertebra stays without a level.
+    @property
+    def held_back(self) -> frozenset[str]:
+        """Studies that the data set itself keeps for validation: none."""
+        return frozenset()
 
-    Args:
-        case: needs ``labels``.
+    def labels(self) -> dict[str, tuple[bool, ...]]:
+        """For each study whether C1 to C7 are fractured, and whether any is."""
+        return {uid: (*self.rows[uid].fractured, any(self.rows[uid].fractured)) for uid in self.studies}
 
-    Raises:
-        StudyError: the case has no labels.
-    """
-    if case.labels is None:
-        raise StudyError("boxes can only be given to vertebrae that are outlined", where=case.name)
-    broken = [int(level) for level, truth in case.levels.items() if truth.fractured]
-    fracture = np.zeros(case.volume.shape, bool)
-    boxes = []
-    for box in case.boxes:
-        at = (box.slice_index, slice(box.y_min, box.y_max), slice(box.x_min, box.x_max))
-        counts = np.bincount(case.labels[at].ravel(), minlength=THORACIC)
-        owner = max(broken, key=lambda label: int(counts[label]), default=0)
-        if owner and counts[owner]:
-            fracture[at] |= case.labels[at] == owner
-            box = replace(box, level=Level(owner))
-        boxes.append(box)
-    owners = {box.level for box in boxes}
-    levels = {
-        level: replace(truth, place_known=not truth.fractured or level in owners)
-        for level, truth in case.levels.items()
-    }
-    return replace(case, fracture=fracture, levels=levels, boxes=tuple(boxes))
-
-
-def visible_fractions(labels: NDArray[np.uint8]) -> dict[Level, float]:
-    """Share of each vertebra that a mask ``[z, y, x]`` shows.
-
-    1 when its mask is clear of the first and last slice, 0 when it has none. One that touches is cut: the share is
-    its voxels over those of the nearest whole vertebra, which is good to a quarter or so.
-    """
-    counts = np.bincount(labels.ravel(), minlength=THORACIC + 1)
-    ends = set(np.unique(labels[[0, -1]]).tolist())
-    whole = [level for level in LEVELS if counts[level] and int(level) not in ends]
-    shown = {}
-    for level in LEVELS:
-        if level in whole or not counts[level]:
-            shown[level] = float(level in whole)
-        elif whole:
-            near = min(whole, key=lambda other: abs(other - level))
-            shown[level] = float(min(0.99, counts[level] / counts[near]))
-        else:
-            shown[level] = CUT_FRACTION
-    return shown
+    def files(self, uid: str) -> tuple[Path, ...]:
+        """The files of a study's images."""
+        return tuple(path for path in (self.path / IMAGES_FOLDER / uid).iterdir() if path.is_file())
 
 
 def _require_layout(path: Path) -> None:
