@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from cspine.errors import BundleError
 from cspine.findings import LevelName
 from cspine.inference.combiner import Calibration, Thresholds
+from cspine.inference.planar import PlanarUse
 
 SCHEMA_VERSION = "1"
 MANIFEST = "bundle.json"
@@ -26,10 +27,10 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 1 << 30
 DEFAULT_NAME = "base"
 
-StageName = Literal["locator", "refiner", "classifier"]
-# In the order in which they run; a bundle may do without a refiner.
-STAGES: tuple[StageName, ...] = ("locator", "refiner", "classifier")
-NEEDED: tuple[StageName, ...] = ("locator", "classifier")
+StageName = Literal["detector", "locator", "refiner", "classifier"]
+# In the order in which they run; only the locator cannot be done without.
+STAGES: tuple[StageName, ...] = ("detector", "locator", "refiner", "classifier")
+NEEDED: tuple[StageName, ...] = ("locator",)
 Precision = Literal["f32", "bf16"]
 # Plain names only: no separators, no drive, no leading dot, so a name cannot leave the folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -41,9 +42,10 @@ class _Model(BaseModel):
 
 
 class Stage(_Model):
-    """One trained network."""
+    """One trained network. Two stages may share one file: its network is run once."""
 
     file: FileName
+    planar: PlanarUse | None = Field(default=None, description="for a network that sees images one at a time")
     window: tuple[int, int, int] | None = Field(default=None, description="locator, refiner: largest block z, y, x")
 
 
@@ -69,7 +71,8 @@ class Manifest(_Model):
         version: of the bundle.
         recipe: name of the recipe that trained it.
         trained_on: one sentence for findings.
-        stages: the networks, ``locator`` and ``classifier``, and ``refiner`` where masks follow the bone at 1 mm.
+        stages: the networks: a ``locator``; mostly a ``classifier``, which may be the locator's own network; a
+            ``refiner`` where masks follow the bone at 1 mm; a ``detector`` where images are cut to what it finds.
         types: fracture types in the order of the classifier's ``types`` output.
         type_levels: levels at which a type can occur; a type that is not listed can occur anywhere.
         calibration: fitted numbers, see ``combiner``.
@@ -103,6 +106,10 @@ class Manifest(_Model):
         if unknown:
             raise ValueError(f"type_levels names {unknown[0]}, which is not in types")
         return self
+
+    def sharing(self, stage: StageName) -> tuple[StageName, ...]:
+        """The stages that one network serves, this one among them."""
+        return tuple(name for name in self.stages if self.stages[name].file == self.stages[stage].file)
 
     def tolerates(self, stage: StageName, precision: Precision) -> bool:
         """Whether the gate let this precision pass for a stage; ``f32`` always may."""

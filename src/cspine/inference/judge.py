@@ -5,7 +5,7 @@ Kept apart from the predictor, so that a reader finds every reason for "not judg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cspine.anatomy import LEVELS, Level
 from cspine.errors import StudyWarning
@@ -21,6 +21,8 @@ SURE_CONFIDENCE, MIN_CONFIDENCE = 0.7, 0.25
 # the second pair show no fracture that this method was trained on.
 COARSE_SLICE_MM, COARSE_PIXEL_MM = 3.1, 1.2
 MAX_SLICE_MM, MAX_PIXEL_MM = 5.0, 2.0
+# Why a bundle without a classifier judges nothing.
+LOCATES_ONLY = "this method finds vertebrae and does not judge them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,13 @@ def resolution_warning(volume: Volume) -> tuple[StudyWarning | None, bool]:
     return StudyWarning("too-coarse-for-fractures", text), hopeless
 
 
-def verdicts(levels: LevelMap, hopeless: bool) -> dict[Level, Verdict]:
-    """A verdict for each of the seven levels."""
+def verdicts(levels: LevelMap, hopeless: bool, *, judges: bool = True) -> dict[Level, Verdict]:
+    """A verdict for each of the seven levels; none is judged by a method that only locates (``judges`` False)."""
     found = levels.cervical()
-    return {level: _verdict(level, found.get(level), levels, hopeless) for level in LEVELS}
+    all_of_them = {level: _verdict(level, found.get(level), levels, hopeless) for level in LEVELS}
+    if judges:
+        return all_of_them
+    return {k: replace(v, reason=LOCATES_ONLY) if v.reason is None else v for k, v in all_of_them.items()}
 
 
 def _verdict(level: Level, found: FoundLevel | None, levels: LevelMap, hopeless: bool) -> Verdict:
@@ -83,8 +88,13 @@ def _verdict(level: Level, found: FoundLevel | None, levels: LevelMap, hopeless:
     return Verdict(found, True, share, None)
 
 
-def level_warnings(levels: LevelMap, judged: dict[Level, Verdict]) -> list[StudyWarning]:
-    """What the reader must know about the levels."""
+def level_warnings(levels: LevelMap, judged: dict[Level, Verdict], *, judges: bool = True) -> list[StudyWarning]:
+    """What the reader must know about the levels, and of a method that only locates (``judges`` False)."""
+    only = [] if judges else [StudyWarning("locates-only", LOCATES_ONLY)]
+    return _warnings(levels, judged) + only
+
+
+def _warnings(levels: LevelMap, judged: dict[Level, Verdict]) -> list[StudyWarning]:
     if not levels.found:
         return [StudyWarning("no-cervical-spine", "no cervical vertebra was found in this scan; nothing was judged")]
     shown = [verdict for verdict in judged.values() if verdict.visible]

@@ -139,12 +139,23 @@ def find_levels(located: Located, settings: LevelSettings | None = None) -> Leve
     """
     view = _view(located)
     chain = find_chain(located, settings)
-    labels = relabel(located, chain.links)
-    found = _describe(chain, labels, located.affine, view)
+    return level_map(chain, relabel(located, chain.links), located.affine, view)
+
+
+def level_map(chain: Chain, labels: NDArray[np.uint8], affine: Float, view: Field) -> LevelMap:
+    """A reading and the mask that agrees with it, described.
+
+    Args:
+        chain: the reading.
+        labels: uint8 ``[Z, Y, X]``.
+        affine: index ``(x, y, z)`` → LPS mm of ``labels``.
+        view: field of view.
+    """
+    found = _describe(chain, labels, affine, view)
     return LevelMap(
         found=found,
         labels=labels,
-        affine=located.affine,
+        affine=affine,
         partial=_partial(found, view),
         score=chain.score,
         anchors=chain.anchors,

@@ -23,6 +23,8 @@ HU_MIN, HU_MAX, HU_SCALE = -1000.0, 2000.0, 1000.0
 AIR = HU_MIN / HU_SCALE
 # Below this (-900 HU) there is no tissue.
 VOID = -0.9
+# Of networks that halve the grid once more; a bundle says so by a window all of whose sides are multiples of it.
+COARSE_MULTIPLE = 32
 # Largest window given to the network at once, voxels z, y, x: bounds the memory of its feature maps. The first is
 # tall enough (288 mm) to see skull base and thorax at once, without which levels drift.
 WINDOW = (144, 160, 160)
@@ -42,8 +44,8 @@ class LocatorInput:
     """The network's view of a volume.
 
     Attributes:
-        image: float32 ``[Z, Y, X]``, HU/1000 clipped to [-1, 2], 2 mm isotropic; each side a multiple of 16, padded
-            with air behind the last index.
+        image: float32 ``[Z, Y, X]``, HU/1000 clipped to [-1, 2], 2 mm isotropic; each side a multiple of 16 or 32,
+            padded with air behind the last index.
         affine: index ``(x, y, z)`` of ``image`` → LPS mm.
         shape: voxels z, y, x that hold data; the rest is padding.
     """
@@ -85,17 +87,23 @@ def padded(image: Float, multiple: int = MULTIPLE, fill: float = AIR) -> Float:
     return image if not any(after for _, after in widths) else np.pad(image, widths, constant_values=fill)
 
 
-def locator_input(volume: Volume, *, crop: bool = False) -> LocatorInput:
+def side_multiple(window: tuple[int, ...]) -> int:
+    """What each side of an image must be a multiple of, 16 or 32, for a network that is run in such windows."""
+    return MULTIPLE if any(side % COARSE_MULTIPLE for side in window) else COARSE_MULTIPLE
+
+
+def locator_input(volume: Volume, *, crop: bool = False, multiple: int = MULTIPLE) -> LocatorInput:
     """A canonical volume (``Volume.reoriented``) as the locator takes it.
 
     Args:
         volume: HU, axes closest to left, posterior, superior.
         crop: leave out air around the body, to save time.
+        multiple: what each side of the image is padded to a multiple of.
     """
     coarse = volume.resampled(SPACING_MM)
     if crop:
         coarse = coarse.crop(*body_box(coarse.hu))
-    return LocatorInput(padded(normalise(coarse.hu)), coarse.affine, coarse.shape)
+    return LocatorInput(padded(normalise(coarse.hu), multiple), coarse.affine, coarse.shape)
 
 
 def body_box(hu: NDArray[np.generic], spacing_mm: float = SPACING_MM) -> Box:
@@ -139,10 +147,10 @@ def locate(
     Args:
         volume: HU, canonical axes.
         network: float32 ``[1, 1, Z, Y, X]`` → float32 ``[1, 11, Z, Y, X]``: ten class logits and a heat logit.
-        window: largest block given to the network, voxels z, y, x, multiples of 16.
+        window: largest block given to the network, voxels z, y, x, multiples of 16; see ``side_multiple``.
         progress: called with the share done, 0..1.
     """
-    prepared = locator_input(volume, crop=True)
+    prepared = locator_input(volume, crop=True, multiple=side_multiple(window))
     classes, heat = _run(prepared.image, network, window, progress)
     z, y, x = (slice(0, size) for size in prepared.shape)
     return Located(
@@ -199,13 +207,16 @@ def probabilities(logits: Float) -> Float:
 
 
 def windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: tuple[int, ...]) -> Iterator[Box]:
-    """Boxes of at most ``window`` that cover ``shape``, evenly spread, neighbours sharing at least ``overlap``."""
+    """Boxes of at most ``window`` that cover ``shape``, evenly spread, neighbours sharing at least ``overlap``.
+
+    Windows that are smaller than two overlaps share half of themselves.
+    """
     ranges: list[list[slice]] = []
     for size, wide, share in zip(shape, window, overlap, strict=True):
         if size <= wide:
             ranges.append([slice(0, size)])
             continue
-        count = 1 + math.ceil((size - wide) / (wide - min(share, wide - 1)))
+        count = 1 + math.ceil((size - wide) / (wide - min(share, wide // 2)))
         starts = [round(k * (size - wide) / (count - 1)) for k in range(count)]
         ranges.append([slice(start, start + wide) for start in starts])
     z_ranges, y_ranges, x_ranges = ranges

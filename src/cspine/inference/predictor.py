@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,36 +14,25 @@ from numpy.typing import NDArray
 from cspine import __version__
 from cspine.anatomy import LEVELS, Level
 from cspine.errors import StudyWarning
-from cspine.findings import (
-    BundleProvenance,
-    Evidence,
-    Findings,
-    InputProvenance,
-    LevelFinding,
-    LevelName,
-    PatientFinding,
-    Provenance,
-    WarningItem,
-)
+from cspine.findings import BundleProvenance, Findings, Provenance, WarningItem
 from cspine.inference import answers, stacks
 from cspine.inference.answers import Opinion
 from cspine.inference.bundle import STAGES, Bundle, Precision, StageName
 from cspine.inference.chain import ChainSettings
-from cspine.inference.combiner import Combined, combine
-from cspine.inference.evidence import EvidenceMap, boxes
+from cspine.inference.combiner import combine
+from cspine.inference.conclude import input_provenance, level_finding, patient_finding, status_of
+from cspine.inference.evidence import EvidenceMap
 from cspine.inference.judge import Verdict, level_warnings, resolution_warning, verdicts
 from cspine.inference.levels import LevelMap, LevelSettings, find_levels
 from cspine.inference.locate import WINDOW, locate
+from cspine.inference.planar_answers import ImageAnswers
+from cspine.inference.planar_run import PlanarRun
 from cspine.inference.refine import WINDOW as REFINER_WINDOW
 from cspine.inference.refine import Refined, refine
 from cspine.inference.runtime import Network, Runtime, make_runtime
 from cspine.volume import Volume
 
 Progress = Callable[[float, str], None]
-# Below a level's threshold evidence is still shown from this probability on, so that a reader can look for himself.
-SHOW_EVIDENCE_FROM = 0.1
-# A type less sure than this is not named.
-MIN_TYPE_CONFIDENCE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +46,7 @@ class Prediction:
         labels_affine: index ``(x, y, z)`` → LPS mm of ``labels``.
         evidence: map by level name, for the levels that were judged.
         logits: raw vertebra logit by level name, for fitting calibrations.
+        images: what was said of each axial image, by methods that look at images one at a time.
     """
 
     findings: Findings
@@ -65,6 +54,7 @@ class Prediction:
     labels_affine: NDArray[np.float64]
     evidence: Mapping[str, EvidenceMap]
     logits: Mapping[str, float]
+    images: ImageAnswers | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +71,11 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
+
+    def part(self, start: float, end: float, note: str) -> Callable[[float], None] | None:
+        """Takes shares of a step that reaches from ``start`` to ``end`` of the whole; None when nobody looks."""
+        progress = self.progress
+        return None if progress is None else lambda share: progress(start + (end - start) * share, note)
 
 
 class Predictor:
@@ -108,14 +103,15 @@ class Predictor:
         self.bundle = Bundle.default() if bundle is None else bundle
         self._runtime = make_runtime(runtime, threads) if isinstance(runtime, str) else runtime
         self._precision = precision
-        self._networks: dict[StageName, Network] = {}
+        self._networks: dict[str, Network] = {}
 
     def precision_of(self, stage: StageName) -> Precision:
-        """The precision that a stage runs in here."""
-        wanted = self._precision
+        """The precision that a stage runs in here; stages that share a network share it."""
+        wanted, manifest = self._precision, self.bundle.manifest
         if wanted == "f32" or not self._runtime.supports("bf16"):
             return "f32"
-        return "bf16" if wanted == "bf16" or self.bundle.manifest.tolerates(stage, "bf16") else "f32"
+        sharing = [stage] if stage not in manifest.stages else manifest.sharing(stage)
+        return "bf16" if wanted == "bf16" or all(manifest.tolerates(name, "bf16") for name in sharing) else "f32"
 
     def predict(self, volume: Volume, progress: Progress | None = None) -> Findings:
         """Findings of a CT volume; see ``predict_full``."""
@@ -133,27 +129,26 @@ class Predictor:
         clock = _Clock(progress)
         volume = volume.reoriented()
         with clock.step("load", 0.1, "loading the networks"):
-            networks = {stage: self._network(stage) for stage in STAGES if stage in self.bundle.manifest.stages}
-            locator, classifier = networks["locator"], networks["classifier"]
-        with clock.step("locate", 0.15, "finding the spine"):
-            located = locate(volume, lambda image: answers.located(locator, image), window=self._window())
-        with clock.step("levels", 0.5, "naming the levels"):
-            levels = find_levels(located, self._level_settings())
-            del located
+            for stage in self.bundle.manifest.stages:
+                self._network(stage)
+        planar = PlanarRun(self.bundle.manifest, self._network, volume)
+        levels = self._find_levels(volume, planar, clock)
         outlined = self._outline(volume, levels, clock)
         coarse, hopeless = resolution_warning(volume)
-        judged = verdicts(levels, hopeless)
-        opinions = self._classify(volume, levels, judged, classifier, clock)
+        judges = "classifier" in self.bundle.manifest.stages
+        judged = verdicts(levels, hopeless, judges=judges)
+        opinions = self._classify(volume, levels, judged, planar, clock)
         with clock.step("combine", 0.9, "combining the evidence"):
             combined = combine({level: o.logit for level, o in opinions.items()}, self.bundle.manifest.calibration)
             items = tuple(
-                self._level_finding(level, judged[level], opinions.get(level), combined, volume) for level in LEVELS
+                level_finding(level, judged[level], opinions.get(level), combined, volume, self.bundle.manifest)
+                for level in LEVELS
             )
         clock.seconds["total"] = round(time.perf_counter() - start, 4)
-        warnings = [*volume.warnings, *([coarse] if coarse else []), *level_warnings(levels, judged)]
+        warnings = [*volume.warnings, *([coarse] if coarse else []), *level_warnings(levels, judged, judges=judges)]
         findings = Findings(
-            status=_status(opinions),
-            patient=self._patient(combined),
+            status=status_of(opinions),
+            patient=patient_finding(combined, self.bundle.manifest.thresholds.patient),
             levels=items,
             warnings=tuple(WarningItem(code=w.code, message=w.message) for w in _unique(warnings)),
             provenance=self._provenance(volume, clock.seconds),
@@ -164,13 +159,27 @@ class Predictor:
             labels_affine=outlined.affine,
             evidence={level.name: opinion.evidence for level, opinion in opinions.items()},
             logits={level.name: opinion.logit for level, opinion in opinions.items()},
+            images=planar.images(levels),
         )
 
     def _network(self, stage: StageName) -> Network:
         """The loaded network of a stage."""
-        if stage not in self._networks:
-            self._networks[stage] = self._runtime.load(self.bundle.model(stage), self.precision_of(stage))
-        return self._networks[stage]
+        file = self.bundle.manifest.stages[stage].file
+        if file not in self._networks:
+            self._networks[file] = self._runtime.load(self.bundle.model(stage), self.precision_of(stage))
+        return self._networks[file]
+
+    def _find_levels(self, volume: Volume, planar: PlanarRun, clock: _Clock) -> LevelMap:
+        """Run the locator and name what it found."""
+        if planar.use("locator") is not None:
+            with clock.step("locate", 0.15, "finding the spine"):
+                planar.progress = clock.part(0.15, 0.5, "finding the spine")
+                return planar.levels(self._level_settings())
+        locator = self._network("locator")
+        with clock.step("locate", 0.15, "finding the spine"):
+            located = locate(volume, lambda image: answers.located(locator, image), window=self._window())
+        with clock.step("levels", 0.5, "naming the levels"):
+            return find_levels(located, self._level_settings())
 
     def _window(self) -> tuple[int, int, int]:
         return self.bundle.manifest.stages["locator"].window or WINDOW
@@ -196,12 +205,16 @@ class Predictor:
             )
 
     def _classify(
-        self, volume: Volume, levels: LevelMap, judged: Mapping[Level, Verdict], network: Network, clock: _Clock
+        self, volume: Volume, levels: LevelMap, judged: Mapping[Level, Verdict], planar: PlanarRun, clock: _Clock
     ) -> dict[Level, Opinion]:
-        """Sample and classify the stack of every judged level, one at a time to bound memory."""
+        """Ask the classifier about every judged level; stacks go one at a time to bound memory."""
         wanted = [level for level, verdict in judged.items() if verdict.reason is None]
         if not wanted:
             return {}
+        if planar.use("classifier") is not None:
+            with clock.step("classify", 0.6, "looking for fractures"):
+                planar.progress = clock.part(0.6, 0.9, "looking for fractures")
+                return planar.opinions(levels, wanted)
         with clock.step("stacks", 0.56, "cutting out the vertebrae"):
             frames = stacks.frames(levels.centers(), levels.labels, levels.affine)
             samples = {
@@ -210,6 +223,7 @@ class Predictor:
                 )
                 for level in wanted
             }
+        network = self._network("classifier")
         with clock.step("classify", 0.6, "looking for fractures"):
             opinions = {}
             for number, level in enumerate(wanted):
@@ -218,59 +232,13 @@ class Predictor:
                     clock.progress(0.6 + 0.3 * (number + 1) / len(wanted), f"looked at {level.name}")
         return opinions
 
-    def _level_finding(
-        self, level: Level, verdict: Verdict, opinion: Opinion | None, combined: Combined, volume: Volume
-    ) -> LevelFinding:
-        """What findings say of one level."""
-        found, probability = verdict.found, combined.levels.get(level)
-        shown = None if probability is None else _rounded(probability)
-        threshold = self.bundle.manifest.thresholds.of(level)
-        fracture = None if shown is None else shown >= threshold
-        kind: tuple[str | None, float | None] = (None, None)
-        evidence: tuple[Evidence, ...] = ()
-        if opinion is not None and shown is not None:
-            kind = self._type(level, opinion.types) if fracture else kind
-            evidence = boxes(opinion.evidence, volume) if fracture or shown >= SHOW_EVIDENCE_FROM else ()
-        return LevelFinding(
-            level=_NAMES[level],
-            visible=verdict.visible,
-            visible_fraction=_rounded(verdict.visible_fraction),
-            confidence=0.0 if found is None else _rounded(found.confidence),
-            body_center_mm=None if found is None else _point(found.center_mm),
-            probability=shown,
-            fracture=fracture,
-            threshold=None if shown is None else threshold,
-            type=kind[0],
-            type_confidence=kind[1],
-            evidence=evidence,
-            not_judged=verdict.reason,
-        )
-
-    def _type(self, level: Level, logits: NDArray[np.float32]) -> tuple[str | None, float | None]:
-        """Likeliest type that occurs at this level and the sigmoid of its logit; nothing when it is not sure enough."""
-        manifest = self.bundle.manifest
-        possible = [k for k, name in enumerate(manifest.types) if level.name in manifest.type_levels.get(name, _ANY)]
-        possible = [k for k in possible if k < len(logits)]
-        if not possible:
-            return None, None
-        best = max(possible, key=lambda k: float(logits[k]))
-        confidence = _rounded(float(0.5 * (1 + np.tanh(0.5 * logits[best]))))
-        return (manifest.types[best], confidence) if confidence >= MIN_TYPE_CONFIDENCE else (None, None)
-
-    def _patient(self, combined: Combined) -> PatientFinding:
-        threshold = self.bundle.manifest.thresholds.patient
-        if combined.patient is None:
-            return PatientFinding(probability=None, fracture=None, threshold=threshold)
-        probability = _rounded(combined.patient)
-        return PatientFinding(probability=probability, fracture=probability >= threshold, threshold=threshold)
-
     def _provenance(self, volume: Volume, seconds: dict[str, float]) -> Provenance:
         manifest = self.bundle.manifest
         precisions = [f"{stage} {self.precision_of(stage)}" for stage in STAGES if stage in manifest.stages]
         return Provenance(
             cspine=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            input=_input_provenance(volume),
+            input=input_provenance(volume),
             bundle=BundleProvenance(
                 name=manifest.name,
                 version=manifest.version,
@@ -283,43 +251,5 @@ class Predictor:
         )
 
 
-_NAMES: dict[Level, LevelName] = dict(zip(LEVELS, get_args(LevelName), strict=True))
-_ANY = tuple(_NAMES.values())
-
-
-def _status(opinions: Mapping[Level, Opinion]) -> Literal["ok", "partial", "refused"]:
-    if not opinions:
-        return "refused"
-    return "ok" if len(opinions) == len(LEVELS) else "partial"
-
-
-def _point(center: tuple[float, float, float]) -> tuple[float, float, float]:
-    """LPS mm to a hundredth."""
-    x, y, z = (round(value, 2) for value in center)
-    return x, y, z
-
-
-def _rounded(value: float) -> float:
-    """Four digits: what is written is what thresholds are compared with."""
-    return round(min(max(value, 0.0), 1.0), 4)
-
-
 def _unique(warnings: list[StudyWarning]) -> list[StudyWarning]:
     return list(dict.fromkeys(warnings))
-
-
-def _input_provenance(volume: Volume) -> InputProvenance:
-    source = volume.source
-    return InputProvenance(
-        name=source.name,
-        kind=source.kind,
-        sha256=source.sha256,
-        series_uid=source.series_uid,
-        study_uid=source.study_uid,
-        frame_of_reference_uid=source.frame_of_reference_uid,
-        selection=source.selection,
-        shape=volume.shape,
-        spacing_mm=volume.spacing,
-        affine=tuple(tuple(float(value) for value in row) for row in volume.affine),
-        acquisition=dict(source.acquisition),
-    )

@@ -15,6 +15,7 @@ _ADVICE = {
     "no-images": "Give the folder, zip or file that holds the CT slices (DICOM or NIfTI).",
     "not-ct": _CHOOSE_SERIES,
     "no-cervical-spine": _CHOOSE_SERIES,
+    "locates-only": "Take another model with --bundle DIR, or none for the one that is built in.",
     "damaged-file": "Export or copy the study again; a file is incomplete or cannot be decoded.",
     "geometry": "Export the original axial series again, complete and not reformatted.",
     "intensity": "Give the original series in Hounsfield units, or state the scale with --scale.",
