@@ -13,7 +13,7 @@ from cspine.cli.extras import require
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run that trained both networks.", file_okay=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of a run with all networks of its recipe.", file_okay=False)],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.")],
     data: Annotated[
@@ -43,7 +43,8 @@ def export(
     screen = console.stderr()
     bundle = export_bundle(run, out, samples=data, half=half, name=name, sources=sources)
     screen.print(f"the networks answer as torch does, in OpenVINO and ONNX Runtime: {out}", soft_wrap=True)
-    if calibrate:
+    # A method that only locates has no probabilities to calibrate.
+    if calibrate and "classifier" in bundle.manifest.stages:
         records = []
         for source in (None, *(meshes or ())):
             phantoms = FracturePhantoms(count=calibrate, seed=seed, preset=preset, meshes=source)

@@ -37,7 +37,7 @@ EXTRAS: tuple[Extra, ...] = (
     Extra(
         "train",
         "train, evaluate and export methods",
-        ("torch", "lightning", "onnx", "onnxscript", "matplotlib"),
+        ("torch", "lightning", "onnx", "onnxscript", "matplotlib", "sklearn", "pytorch_grad_cam"),
     ),
     Extra("yolo", "YOLO locators (Ultralytics, AGPL-3.0)", ("ultralytics",)),
     Extra("web", "libraries of the web application, still to be built", ("flask", "flask_security", "sqlalchemy")),

@@ -12,8 +12,6 @@ import typer
 from cspine.cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cspine.phantoms.cohort import Cohort
 
 
@@ -78,42 +76,23 @@ def run(cohort: Cohort, count: int, *, workers: int | None = None, quiet: bool =
     Raises:
         CspineError: the folder cannot be used, or a worker died.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from cspine.cli.workers import do_all
 
     missing = cohort.missing(count)
     cohort.begin()
-    columns = (
-        TextColumn("phantoms"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+
+    def finish() -> None:
+        if any((cohort.out / "truth").glob("*.json")):
+            cohort.finish()
+
+    do_all(
+        "phantoms",
+        missing,
+        cohort.make,
+        cohort.make,
+        total=count,
+        workers=workers or os.cpu_count() or 1,
+        finish=finish,
+        quiet=quiet,
     )
-    with Progress(*columns, console=console.stderr(), transient=True, disable=quiet) as bar:
-        task = bar.add_task("phantoms", total=count, completed=count - len(missing))
-        try:
-            _make_all(cohort, missing, workers or os.cpu_count() or 1, lambda: bar.advance(task))
-        finally:
-            # Also after an interrupt: the tables then hold what is finished.
-            if any((cohort.out / "truth").glob("*.json")):
-                cohort.finish()
     return len(missing), count - len(missing)
-
-
-def _make_all(cohort: Cohort, missing: list[int], workers: int, advance: Callable[[], None]) -> None:
-    """Make phantoms in this process, or in several."""
-    if workers == 1 or len(missing) <= 1:
-        for k in missing:
-            cohort.make(k)
-            advance()
-        return
-    from cspine.cli.workers import in_processes
-
-    in_processes(cohort.make, missing, workers, advance)

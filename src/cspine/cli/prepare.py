@@ -12,8 +12,9 @@ from cspine.cli import console
 from cspine.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from cspine.training.case_samples import SampleKind
     from cspine.training.prepare import Preparation, Prepared
 
 # More reasons than this are not listed on the screen; the files hold them all.
@@ -21,7 +22,9 @@ SHOWN = 8
 
 
 def prepare(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="The RSNA 2022 folder as it is published.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Labelled studies: RSNA 2022, phantoms, NIfTI with CSV, or pictures.")
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="SAMPLES", help="Folder for the samples.", show_default=False)
     ],
@@ -29,7 +32,13 @@ def prepare(
         Path | None,
         typer.Option(help="Finds the vertebrae of studies without a mask (default: the one that comes with cspine)."),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Write only what this recipe learns from (default: all that the data can teach).")
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Parts to split patients into (default: 5).", min=2)] = None,
+    ratio: Annotated[
+        str | None, typer.Option(metavar="0.8|80:20", help="Hold back one part; the share to train on comes first.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split.", min=0)] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core when not given.", min=1)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
@@ -39,8 +48,10 @@ def prepare(
     The same command goes on after an interruption. A study that cannot be used never stops the others:
     SAMPLES/prepared.csv and prepared.json say what became of each.
     """
-    preparation = opened(data, out, bundle)
-    preparation.begin(folds=folds, seed=seed)
+    from cspine.training.splits import parsed_ratio
+
+    preparation = opened(data, out, bundle, wanted=_wanted(recipe))
+    preparation.begin(folds=folds, ratio=None if ratio is None else parsed_ratio(ratio), seed=seed)
     done = run(preparation, workers=workers, quiet=quiet)
     refused = sum(item.status == "refused" for item in done)
     typer.echo(f"{len(done) - refused} studies prepared, {refused} refused: {out}")
@@ -52,20 +63,38 @@ def prepare(
         )
 
 
-def opened(data: Path, out: Path, bundle: Path | None = None) -> Preparation:
+def _wanted(recipe: str | None) -> tuple[SampleKind, ...] | None:
+    """The kinds of samples that a recipe learns from."""
+    from cspine.training.case_samples import kinds_for
+    from cspine.training.recipe import load_recipe
+
+    return None if recipe is None else kinds_for(load_recipe(recipe))
+
+
+def opened(
+    data: Path, out: Path, bundle: Path | None = None, wanted: tuple[SampleKind, ...] | None = None
+) -> Preparation:
     """The studies of a folder and where their samples go.
+
+    Args:
+        data: of any layout that ``open_labelled`` knows.
+        out: folder of the samples.
+        bundle: what finds vertebrae where nobody outlined them; None for the one that comes with cspine.
+        wanted: kinds of samples; None for all.
 
     Raises:
         UsageError: the folder is not of a layout that is known.
     """
     from importlib import resources
 
-    from cspine.studies.rsna import RsnaFolder
+    from cspine.studies.labelled import open_labelled
+    from cspine.training.case_samples import KINDS
     from cspine.training.prepare import Preparation
 
     if out.resolve() == data.resolve():
         raise UsageError("the samples need a folder of their own", where=str(out), fix="Give another --out")
-    return Preparation(RsnaFolder.open(data), out, bundle or Path(str(resources.files("cspine"))) / "bundles" / "base")
+    finder = bundle or Path(str(resources.files("cspine"))) / "bundles" / "base"
+    return Preparation(open_labelled(data), out, finder, KINDS if wanted is None else wanted)
 
 
 def run(preparation: Preparation, *, workers: int | None = None, quiet: bool = False) -> Sequence[Prepared]:
@@ -74,32 +103,30 @@ def run(preparation: Preparation, *, workers: int | None = None, quiet: bool = F
     Raises:
         CspineError: the bundle or the output folder cannot be used, or a worker died.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from functools import partial
 
     from cspine.cli.progress import quiet_libraries
+    from cspine.cli.workers import do_all
     from cspine.studies.assemble import cores
+    from cspine.training.prepare import make_study
 
     screen = console.stderr()
     for warning in () if quiet else preparation.data.warnings[:SHOWN]:
         screen.print(warning.message, markup=False, soft_wrap=True)
-    missing = preparation.missing()
-    total = len(preparation.data.studies)
-    columns = (TextColumn("studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=quiet) as bar:
-        task = bar.add_task("studies", total=total, completed=total - len(missing))
-        try:
-            with quiet_libraries():
-                _make_all(preparation, missing, workers or cores(), lambda: bar.advance(task))
-        finally:
-            # Also after an interrupt: the tables then hold what is known by then.
-            done = preparation.finish()
+    shared = partial(
+        make_study, preparation.data.path, preparation.out, preparation.bundle, wanted=preparation.wanted, threads=1
+    )
+    with quiet_libraries():
+        done = do_all(
+            "studies",
+            preparation.missing(),
+            preparation.make,
+            shared,
+            total=len(preparation.data.studies),
+            workers=workers or cores(),
+            finish=preparation.finish,
+            quiet=quiet,
+        )
     if not quiet:
         _say_refused(done)
     return done
@@ -116,19 +143,3 @@ def _say_refused(done: Sequence[Prepared]) -> None:
     lost = sum(len(item.lost) for item in done)
     if lost:
         screen.print(f"{lost} fractured vertebrae are not used: they were not found whole", markup=False)
-
-
-def _make_all(preparation: Preparation, missing: list[str], workers: int, advance: Callable[[], None]) -> None:
-    """Prepare studies in this process, or in several."""
-    if workers == 1 or len(missing) <= 1:
-        for uid in missing:
-            preparation.make(uid)
-            advance()
-        return
-    from functools import partial
-
-    from cspine.cli.workers import in_processes
-    from cspine.training.prepare import make_study
-
-    work = partial(make_study, preparation.data.path, preparation.out, preparation.bundle, threads=1)
-    in_processes(work, missing, workers, advance)

@@ -1,4 +1,4 @@
-"""One job after another in several processes, of one thread each, that end when the user says so."""
+"""Many jobs with a bar: one after another, or in several processes of one thread each that end when the user says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,60 @@ from cspine.cli import console
 from cspine.errors import CspineError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 # What numpy's libraries read when they are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def do_all(
+    noun: str,
+    items: Sequence[Item],
+    alone: Callable[[Item], object],
+    shared: Callable[[Item], object],
+    *,
+    total: int,
+    workers: int,
+    finish: Callable[[], Result],
+    quiet: bool = False,
+) -> Result:
+    """Do every item under a bar, then finish; after an interrupt or a failure too.
+
+    Args:
+        noun: what they are, in the plural.
+        items: those that are not done yet.
+        alone: does one in this process.
+        shared: does one in a process among others; can be pickled.
+        total: how many there are with those that were done before.
+        workers: processes.
+        finish: writes what is known by then.
+        quiet: without the bar.
+
+    Raises:
+        CspineError: a worker died, or whatever the work raised.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console.stderr(), transient=True, disable=quiet) as bar:
+        task = bar.add_task(noun, total=total, completed=total - len(items))
+        try:
+            if workers == 1 or len(items) <= 1:
+                for item in items:
+                    alone(item)
+                    bar.advance(task)
+            else:
+                in_processes(shared, items, workers, lambda: bar.advance(task))
+        finally:
+            # Also after an interrupt: what is finished by then is kept.
+            result = finish()
+    return result
 
 
 def in_processes(

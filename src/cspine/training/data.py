@@ -112,17 +112,18 @@ class Stream(IterableDataset[Example]):
     Args:
         folder: of samples; may be empty at first when a generator is writing to it.
         stage: the recipe's stage.
-        seed: of the draws; workers and epochs get their own.
+        seed: of the draws; workers get their own.
         patience: seconds to wait for the first sample.
+        rank: of this process among those that train together; each draws other examples.
     """
 
-    def __init__(self, folder: Path, stage: Stage, seed: int, patience: float = 60.0) -> None:
+    def __init__(self, folder: Path, stage: Stage, seed: int, patience: float = 60.0, rank: int = 0) -> None:
         super().__init__()
-        self.folder, self.stage, self.seed, self.patience = folder, stage, seed, patience
+        self.folder, self.stage, self.seed, self.patience, self.rank = folder, stage, seed, patience, rank
 
     def __iter__(self) -> Iterator[Example]:
         info = get_worker_info()
-        rng = np.random.default_rng([self.seed, 0 if info is None else info.id])
+        rng = np.random.default_rng([self.seed, 0 if info is None else info.id, self.rank])
         torch.set_num_threads(1)
         pool = Pool(self.folder, self.stage, held_back=False)
         self._wait(pool)
@@ -202,9 +203,11 @@ def stack_tensors(stack: Stack) -> Example:
     }
 
 
-def train_loader(folder: Path, stage: Stage, *, seed: int, workers: int, patience: float = 60.0) -> DataLoader[Any]:
+def train_loader(
+    folder: Path, stage: Stage, *, seed: int, workers: int, patience: float = 60.0, rank: int = 0
+) -> DataLoader[Any]:
     """Batches of random examples without end; with ``workers`` they are made in other processes."""
-    stream = Stream(folder, stage, seed, patience)
+    stream = Stream(folder, stage, seed, patience, rank)
     return DataLoader(
         stream,
         batch_size=None,

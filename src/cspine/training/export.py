@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cspine import __version__
 from cspine.errors import BundleError, UsageError
 from cspine.evaluation.records import CaseRecord
-from cspine.inference.bundle import NEEDED, Bundle, GateRecord, write_bundle
+from cspine.inference.bundle import Bundle, GateRecord, StageName, write_bundle
 from cspine.inference.runtime import (
     Distance,
     classifier_distance,
@@ -26,34 +24,40 @@ from cspine.inference.runtime import (
 )
 from cspine.inference.verify import VERIFY_FILES, forget
 from cspine.training.calibrate import PREVALENCE, fit_calibration
-from cspine.training.data import PHANTOM, SCAN, HeldBack, Stage, type_names
-from cspine.training.fit import CHECKPOINT, PRETRAINED, STAGES, StageName, load_network
+from cspine.training.cards import add_figures, model_card, trained_on
+from cspine.training.data import HeldBack, type_names
+from cspine.training.first_weights import PRETRAINED, pretrained_note
+from cspine.training.fit import CHECKPOINT, load_network, samples_folder
 from cspine.training.onnx_files import (
-    EXAMPLE,
-    INPUT,
+    INTERFACES,
     PARITY_TOLERANCE,
+    Interface,
+    Kind,
     differences,
     export_onnx,
     stored_half,
     torch_answers,
 )
-from cspine.training.recipe import Recipe
-from cspine.training.samples import sample_paths
+from cspine.training.planar_export import Probabilities, planar_distance, planar_interface
+from cspine.training.recipe import ClassifierStage, FlexibleUNetNetwork, LocatorStage, PlanarStage, Recipe, Stage
+
+__all__ = [
+    "ExportedStage", "add_figures", "calibrate_bundle", "export_bundle", "export_stage", "recipe_of", "trained_on",
+    "type_levels",
+]  # fmt: skip
 
 # What bf16 may change: a share of bone voxels or of the heat; a share of bone voxels; a probability.
-GATE_TOLERANCE = {"locator": 0.02, "refiner": 0.02, "classifier": 0.03}
-# What copies of real scans are, a stage.
-_REAL = {
-    "locator": "real scans with levels marked or found",
-    "classifier": "copies of real scans with planted fractures",
-}
-_NO_PATIENT = "no patient with a known fracture"
-GATE_INPUTS = {"locator": 4, "refiner": 6, "classifier": 16}
-DISTANCE: dict[StageName, Distance] = {
+GATE_TOLERANCE: dict[Kind, float] = {"locator": 0.02, "refiner": 0.02, "classifier": 0.03}
+# A share of vertebra pixels or a probability.
+PLANAR_TOLERANCE = 0.03
+GATE_INPUTS: dict[Kind, int] = {"locator": 4, "refiner": 6, "classifier": 16}
+PLANAR_INPUTS = 16
+DISTANCE: dict[Kind, Distance] = {
     "locator": locator_distance,
     "refiner": refiner_distance,
     "classifier": classifier_distance,
 }
+_OPTIONAL: tuple[StageName, ...] = ("refiner",)
 
 Tensor = NDArray[np.float32]
 
@@ -67,12 +71,24 @@ class ExportedStage:
         facts: steps and minutes of training.
         parity: largest difference of each runtime from torch, as a share of the largest logit.
         precision: gate records by precision; empty where this machine cannot measure.
+        stage: as it was trained.
     """
 
     model: bytes
     facts: dict[str, Any]
     parity: dict[str, float]
     precision: dict[str, GateRecord]
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a kind of stage is exported and checked."""
+
+    use: Interface
+    distance: Distance
+    tolerance: float
+    inputs: list[Tensor]
 
 
 def export_stage(run: Path, name: StageName, samples: Path, *, half: bool = True) -> ExportedStage:
@@ -86,12 +102,14 @@ def export_stage(run: Path, name: StageName, samples: Path, *, half: bool = True
     if not checkpoint.exists():
         raise UsageError(f"the run has no trained {name}", where=str(checkpoint), fix="Train it with cspine train")
     network, stage, facts = load_network(checkpoint)
-    model = export_onnx(network, name)
+    plan = _plan(stage, name, samples / samples_folder(stage, name))
+    if isinstance(stage, PlanarStage):
+        network = Probabilities(network, stage.loss.levels_as)
+    model = export_onnx(network, plan.use)
     if half:
         model = stored_half(model)
-    inputs = _inputs(stage, samples / name, name)
-    few = inputs[:2]
-    parity = differences(model, name, few, [torch_answers(network, name, x) for x in few])
+    few = plan.inputs[:2]
+    parity = differences(model, plan.use, few, [torch_answers(network, plan.use, x) for x in few])
     # Weights rounded to half precision move logits a little; the runtimes among themselves must not.
     allowed = 10 * PARITY_TOLERANCE if half else PARITY_TOLERANCE
     for library, value in parity.items():
@@ -100,21 +118,33 @@ def export_stage(run: Path, name: StageName, samples: Path, *, half: bool = True
     runtime = make_runtime("openvino")
     precision = {}
     if runtime.supports("bf16"):
-        tensors = [{INPUT[name]: x} for x in inputs]
-        tolerance = GATE_TOLERANCE[name]
-        precision["bf16"] = gate(runtime, model, tensors, distance=DISTANCE[name], tolerance=tolerance)
-    return ExportedStage(model, facts, parity, precision)
+        tensors = [{plan.use.input: x} for x in plan.inputs]
+        precision["bf16"] = gate(runtime, model, tensors, distance=plan.distance, tolerance=plan.tolerance)
+    return ExportedStage(model, facts, parity, precision, stage)
 
 
-def _inputs(stage: Stage, folder: Path, name: StageName) -> list[Tensor]:
-    """Held-back examples as network inputs, or noise when a run has none."""
-    held = HeldBack(folder, stage, 10_000)
-    count = min(len(held), GATE_INPUTS[name])
-    if count:
-        chosen = np.linspace(0, len(held) - 1, count).astype(int)
-        return [held[int(k)][INPUT[name]][None].numpy() for k in chosen]
+def _plan(stage: Stage, name: StageName, folder: Path) -> _Plan:
+    """How a stage is checked, on held-back examples, or on noise when a run has none."""
+    if isinstance(stage, PlanarStage):
+        from cspine.training.planar_data import PlanarHeldBack
+
+        use = planar_interface(stage, name)
+        held = PlanarHeldBack(folder, stage, PLANAR_INPUTS)
+        inputs = [held[k]["image"][None].numpy() for k in range(len(held))]
+        return _Plan(use, planar_distance, PLANAR_TOLERANCE, inputs or [_noise(use)])
+    kind: Kind = "locator" if isinstance(stage, LocatorStage) else "refiner"
+    if isinstance(stage, ClassifierStage):
+        kind = "classifier"
+    use = INTERFACES[kind]
+    found = HeldBack(folder, stage, 10_000)
+    chosen = np.linspace(0, len(found) - 1, min(len(found), GATE_INPUTS[kind])).astype(int)
+    inputs = [found[int(k)][use.input][None].numpy() for k in chosen]
+    return _Plan(use, DISTANCE[kind], GATE_TOLERANCE[kind], inputs or [_noise(use)])
+
+
+def _noise(use: Interface) -> Tensor:
     rng = np.random.default_rng(0)
-    return [rng.uniform(-1, 1, (1, *EXAMPLE[name][1:])).astype(np.float32)]
+    return rng.uniform(-1, 1, (1, *use.example[1:])).astype(np.float32)
 
 
 def export_bundle(
@@ -135,26 +165,83 @@ def export_bundle(
         half: store large weights in float16.
         name: of the bundle; the recipe's by default.
         sources: where the data come from and under which licences, for the card.
+
+    Raises:
+        UsageError: a stage of the recipe was not trained.
+        BundleError: a runtime answers differently from torch.
     """
-    recipe = Recipe.model_validate_json((run / "recipe.json").read_bytes())
-    names = [stage for stage in STAGES if stage in NEEDED or (run / stage / CHECKPOINT).exists()]
+    recipe = _recipe(run)
+    names = [
+        stage for stage in recipe.stages() if stage not in _OPTIONAL or (run / stage / CHECKPOINT).exists()
+    ]  # fmt: skip
     folder = samples or run / "samples"
     stages = {stage: export_stage(run, stage, folder, half=half) for stage in names}
     files = {f"{stage}.onnx": part.model for stage, part in stages.items()}
+    typed = any(_names_types(part.stage) for part in stages.values())
     fields: dict[str, Any] = {
         "name": name or recipe.name,
         "version": recipe.version,
         "recipe": recipe.name,
         "trained_on": trained_on(folder, recipe),
-        "stages": {stage: {"file": f"{stage}.onnx"} for stage in names},
-        "types": type_names(),
-        "type_levels": type_levels(),
-        "precision": {stage: {k: v.model_dump() for k, v in part.precision.items()} for stage, part in stages.items()},
+        "stages": _entries(recipe, stages),
+        "types": type_names() if typed else (),
+        "type_levels": type_levels() if typed else {},
+        "precision": _precision(recipe, stages),
     }
-    notes = [sources, _pretrained_note(run / "classifier" / PRETRAINED)]
-    card = _card(recipe, stages, fields["trained_on"], [note for note in notes if note])
+    notes = [sources, *(pretrained_note(run / stage / PRETRAINED, stage) for stage in names)]
+    notes += [_in_place(recipe, stage, part.stage) for stage, part in stages.items()]
+    card = model_card(recipe, stages, fields["trained_on"], [note for note in notes if note])
     forget(out)
     return write_bundle(out, {**files, "card.md": card.encode()}, fields)
+
+
+def _recipe(run: Path) -> Recipe:
+    return Recipe.model_validate_json((run / "recipe.json").read_bytes())
+
+
+def _in_place(recipe: Recipe, name: StageName, trained: Stage) -> str | None:
+    """For the card: which detector stands where the recipe has one of a library that was not installed."""
+    planned = recipe.stages()[name]
+    if not isinstance(planned, PlanarStage) or not isinstance(trained, PlanarStage):
+        return None
+    if planned.network.body == trained.network.body:
+        return None
+    return (
+        f"The recipe's {name} is {planned.network.encoder} ({planned.network.body}); where this bundle was trained "
+        f"its library was not installed, and {trained.network.body} on {trained.network.encoder} took its place."
+    )
+
+
+def _names_types(stage: Stage) -> bool:
+    """Whether a stage's network names types of fractures."""
+    if isinstance(stage, PlanarStage):
+        return "types" in stage.network.heads
+    return isinstance(stage, ClassifierStage)
+
+
+def _entries(recipe: Recipe, stages: Mapping[StageName, ExportedStage]) -> dict[str, dict[str, Any]]:
+    """The manifest's stages; a network that locates and judges is entered as both."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, part in stages.items():
+        entry: dict[str, Any] = {"file": f"{name}.onnx"}
+        if isinstance(part.stage, PlanarStage):
+            entry["planar"] = part.stage.use.model_dump(mode="json")
+        elif isinstance(part.stage, LocatorStage) and isinstance(part.stage.network, FlexibleUNetNetwork):
+            # It takes no other sides than multiples of 32, which its window tells; see ``locate.side_multiple``.
+            entry["window"] = part.stage.window
+        entries[name] = entry
+    if recipe.shared:
+        entries["classifier"] = dict(entries["locator"])
+    return entries
+
+
+def _precision(recipe: Recipe, stages: Mapping[StageName, ExportedStage]) -> dict[str, dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
+    for name, part in stages.items():
+        records[name] = {precision: record.model_dump() for precision, record in part.precision.items()}
+    if recipe.shared:
+        records["classifier"] = records["locator"]
+    return records
 
 
 def type_levels() -> dict[str, list[str]]:
@@ -188,84 +275,6 @@ def calibrate_bundle(bundle: Path, records: Sequence[CaseRecord], *, prevalence:
     files["card.md"] = f"{card}\n\n## Calibration\n\n{fitted.note}\n".encode()
     forget(bundle)
     return write_bundle(bundle, files, fields)
-
-
-def add_figures(bundle: Path, table: str) -> Bundle:
-    """Put an evaluation table (Markdown, headings included) into the card of a bundle."""
-    loaded = Bundle.load(bundle)
-    fields = loaded.manifest.model_dump(exclude={"schema_version", "files"}, mode="json")
-    files = dict(loaded.files)
-    card = files["card.md"].decode().split("\n## Figures")[0].rstrip()
-    body = table.split("\n", 1)[1].strip()
-    files["card.md"] = f"{card}\n\n## Figures\n\n{body}\n".encode()
-    return write_bundle(bundle, files, fields)
-
-
-def trained_on(samples: Path, recipe: Recipe) -> str:
-    """One sentence on the samples of a run: how many phantoms, real scans and patients each stage saw.
-
-    Args:
-        samples: folder of the stages' samples.
-        recipe: says which part was held back.
-    """
-    parts, patients = [], False
-    for stage in STAGES:
-        fold = getattr(recipe, stage).fold
-        names = [path.name for path in sample_paths(samples / stage, held_back=False, fold=fold)]
-        scans = sum(name.startswith(SCAN) for name in names)
-        phantoms = sum(name.startswith(PHANTOM) for name in names)
-        others = len(names) - scans - phantoms
-        patients |= others > 0
-        counts = ((phantoms, "phantoms"), (scans, _REAL.get(stage, "real scans")), (others, "studies of patients"))
-        if names:
-            parts.append(f"{stage}: " + " and ".join(f"{count} {what}" for count, what in counts if count))
-    said = "; ".join(parts or ["unknown samples"])
-    return f"{said}; the terms of the patients' data bind this bundle" if patients else f"{said}; {_NO_PATIENT}"
-
-
-def _pretrained_note(record: Path) -> str | None:
-    """Who made the weights that the classifier's encoder started from."""
-    if not record.is_file():
-        return None
-    source = json.loads(record.read_text(encoding="utf-8"))
-    return (
-        f"The classifier's encoder started from weights learnt on photographs (ImageNet): {source['package']} "
-        f"{source['version']}, {source['by']}, {source['licence']}, SHA-256 {source['sha256']}."
-    )
-
-
-def _card(recipe: Recipe, stages: dict[StageName, ExportedStage], seen: str, notes: list[str]) -> str:
-    """The model card (Mitchell et al., 2019): what it is, what it was trained on, what it must not be used for."""
-    rows = []
-    for name, part in stages.items():
-        facts = ", ".join(f"{value} {key}" for key, value in part.facts.items())
-        parity = ", ".join(f"{key} {value:.1e}" for key, value in part.parity.items())
-        bf16 = part.precision.get("bf16")
-        gated = "not measured" if bf16 is None else f"{bf16.error:.4f} of {bf16.tolerance:g} allowed"
-        rows.append(f"| {name} | {len(part.model) / 1e6:.1f} MB | {facts} | {parity} | {gated} |")
-    return "\n".join(
-        [
-            f"# {recipe.name} {recipe.version}",
-            "",
-            recipe.title,
-            "",
-            "**Research use only. Not a diagnosis, not a medical device.**",
-            "",
-            f"- Trained on: {seen}. Nothing is claimed about patients that it was not measured on.",
-            "- Input: CT in Hounsfield units that shows some of C1 to C7. Output: see docs/reference/findings.md.",
-            "- Must not be used for: children, decisions about a patient, anything but CT.",
-            "- Known weaknesses: hairline fractures of transverse and spinous processes, noise at the shoulders,",
-            "  old fractures and vessels that look like fresh ones, anatomy that phantoms do not have.",
-            f"- Source: {recipe.source}",
-            f"- Exported by cspine {__version__} on {datetime.now(UTC).date().isoformat()}.",
-            "",
-            "| network | size | training | difference from torch | bf16 gate |",
-            "|---|---|---|---|---|",
-            *rows,
-            *(line for note in notes for line in ("", note)),
-            "",
-        ]
-    )
 
 
 def recipe_of(run: Path) -> dict[str, Any]:

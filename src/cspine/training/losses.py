@@ -102,7 +102,7 @@ class StackTargets:
 
 
 def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: ClassifierLoss) -> dict[str, Tensor]:
-    """BCE of vertebra and slices, of types as the recipe says, focal-weighted BCE and Dice of the evidence map.
+    """The vertebra's verdict and the types as the recipe says, BCE of slices, focal BCE and Dice of the evidence map.
 
     Stacks whose evidence is not known teach the vertebra's answer alone.
 
@@ -111,8 +111,7 @@ def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: Cla
     """
     smooth = weights.label_smoothing
     wanted = truth.vertebra * (1 - 2 * smooth) + smooth
-    positive = torch.tensor(weights.positive_weight, device=wanted.device)
-    vertebra = functional.binary_cross_entropy_with_logits(output["vertebra"].float(), wanted, pos_weight=positive)
+    vertebra = verdict_loss(output["vertebra"].float(), wanted, weights)
     known = torch.ones_like(wanted) if truth.evidence_known is None else truth.evidence_known
     each = functional.binary_cross_entropy_with_logits(output["slices"].float(), truth.slices, reduction="none")
     slices = _mean_of_known(each.mean(1), known)
@@ -126,6 +125,36 @@ def classifier_loss(output: dict[str, Tensor], truth: StackTargets, weights: Cla
         + weights.types * types
     )
     return {"total": total, "vertebra": vertebra, "slices": slices, "evidence": evidence, "dice": lost, "types": types}
+
+
+def verdict_loss(logits: Tensor, wanted: Tensor, weights: ClassifierLoss) -> Tensor:
+    """How far a batch of verdicts is from the truth, a scalar; ``positive_weight`` multiplies that of fractures.
+
+    With p the sigmoid of the logit x, and y the truth, which mixup and smoothing put between 0 and 1:
+
+    - cross-entropy: -y log p - (1 - y) log(1 - p).
+    - focal: that times (p - y)^2; Lin et al. (2017) with gamma 2, for soft truths as Li et al. (2020).
+    - hinge: y max(0, 1 - x) + (1 - y) max(0, 1 + x), of a support vector machine (Cortes and Vapnik, 1995).
+    - competition: cross-entropy weighed 2 for a fracture and 1 for none, over the sum of weights (RSNA 2022).
+
+    Args:
+        logits: ``[B]``.
+        wanted: ``[B]``, 0..1.
+        weights: the recipe's.
+    """
+    factor = weights.positive_weight
+    if weights.verdict == "hinge":
+        each = factor * wanted * functional.relu(1 - logits) + (1 - wanted) * functional.relu(1 + logits)
+        return each.mean()
+    if weights.verdict == "competition":
+        factor *= 2.0
+    positive = torch.tensor(factor, device=logits.device)
+    each = functional.binary_cross_entropy_with_logits(logits, wanted, pos_weight=positive, reduction="none")
+    if weights.verdict == "focal":
+        each = (torch.sigmoid(logits) - wanted).square() * each
+    if weights.verdict == "competition":
+        return each.sum() / (1 - wanted + factor * wanted).sum()
+    return each.mean()
 
 
 def _types_loss(logits: Tensor, truth: StackTargets, weights: ClassifierLoss) -> Tensor:

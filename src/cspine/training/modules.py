@@ -16,28 +16,42 @@ from cspine.evaluation.metrics import area_under_curve
 from cspine.training.averaging import Average
 from cspine.training.losses import StackTargets, classifier_loss, locator_loss, mask_loss
 from cspine.training.networks import build_network
-from cspine.training.recipe import ClassifierStage, LocatorStage, RefinerStage, Schedule
+from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, RefinerStage, Schedule
 
 Batch = dict[str, Tensor]
 
 
 class StageModule(lightning.LightningModule):
-    """What all stages share: AdamW, a cosine over steps or minutes, the weight average, frozen statistics.
+    """What all stages share: the optimizer, a rate over steps or minutes, the weight average, frozen statistics.
+
+    A step is one change of the weights: with ``schedule.accumulate`` it takes that many batches, which the trainer
+    (``accumulate_grad_batches``) sums up.
 
     Args:
         stage: the recipe's stage.
         max_minutes: when given, the schedule runs over this much training time instead of ``schedule.steps``.
+        network: to train, with first weights; a planar stage needs one, others build their own by default.
     """
 
-    def __init__(self, stage: LocatorStage | RefinerStage | ClassifierStage, max_minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        stage: LocatorStage | RefinerStage | ClassifierStage | PlanarStage,
+        max_minutes: float | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.stage = stage
         self.schedule: Schedule = stage.schedule
         self.max_minutes = max_minutes
-        self.network: nn.Module = build_network(stage.network)
+        if network is None:
+            if isinstance(stage, PlanarStage):
+                raise TypeError("a planar stage comes with its network")
+            network = build_network(stage.network)
+        self.network: nn.Module = network
         self.average = Average(self.network, self.schedule.ema_decay)
         self.trained_seconds = 0.0
         self._last_tick: float | None = None
+        self._averaged_at = 0
 
     def progress(self) -> float:
         """Share of the schedule that is done, 0..1."""
@@ -46,22 +60,27 @@ class StageModule(lightning.LightningModule):
         return min(1.0, self.global_step / self.schedule.steps)
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to ``final_factor``."""
+        """Linear warm-up (Goyal et al., 2017) times what ``decay`` leaves of the rate at this part of the schedule."""
         warm = min(1.0, (self.global_step + 1) / self.schedule.warmup_steps)
-        floor = self.schedule.final_factor
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
-        return self.schedule.learning_rate * warm * (floor + (1 - floor) * cosine)
+        return self.schedule.learning_rate * warm * remaining_rate(self.schedule, self.progress())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; norms and biases are not decayed."""
+        """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov's momentum (Sutskever et al., 2013).
+
+        Norms and biases are not decayed.
+        """
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         free = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.schedule.weight_decay}, {"params": free, "weight_decay": 0}]
-        return torch.optim.AdamW(groups, lr=self.schedule.learning_rate)
+        rate, momentum = self.schedule.learning_rate, self.schedule.momentum
+        if self.schedule.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.AdamW(groups, lr=rate)
 
     def on_train_start(self) -> None:
         """Clock from here: loading and validation before the first step are not training time."""
         self._last_tick = time.monotonic()
+        self._averaged_at = self.global_step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
         """Set the learning rate and, past ``freeze_norm_at``, fix the batch statistics.
@@ -80,8 +99,10 @@ class StageModule(lightning.LightningModule):
                     module.eval()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Update the weight average and the clock; stop at the end of the schedule."""
-        self.average.update(self.network)
+        """Update the weight average, once a step, and the clock; stop at the end of the schedule."""
+        if self.global_step > self._averaged_at:
+            self.average.update(self.network)
+            self._averaged_at = self.global_step
         now = time.monotonic()
         if self._last_tick is not None:
             self.trained_seconds += now - self._last_tick
@@ -128,6 +149,19 @@ class StageModule(lightning.LightningModule):
         """Go on from what ``on_save_checkpoint`` added."""
         self.average.load_state_dict(checkpoint["average"])
         self.trained_seconds = float(checkpoint["trained_seconds"])
+
+
+def remaining_rate(schedule: Schedule, progress: float) -> float:
+    """Share of the learning rate that is left when ``progress`` 0..1 of a schedule is done.
+
+    Half a cosine (Loshchilov and Hutter, 2017) from 1 down to ``final_factor``; a tenth after each third; or all of
+    it.
+    """
+    if schedule.decay == "cosine":
+        floor = schedule.final_factor
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    thirds = min(2, int(3 * progress)) if schedule.decay == "step" else 0
+    return float(0.1**thirds)
 
 
 class MaskModule(StageModule):

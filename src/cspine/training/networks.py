@@ -1,4 +1,4 @@
-"""The networks of the base recipe. Everything here is plain torch, traced to ONNX by ``training.export``."""
+"""The networks of recipes, by configuration, and the base recipe's locator; ``training.export`` traces all to ONNX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cspine.training.blocks import block3d
 from cspine.training.judge import RARE_LOGIT
-from cspine.training.recipe import StackNetwork, UNet3dNetwork
+from cspine.training.recipe import FlexibleUNetNetwork, SequenceNetwork, StackNetwork, UNet3dNetwork
 from cspine.training.stack_network import StackNet
 
 __all__ = ["StackNet", "UNet3d", "build_network", "channels_last"]
@@ -60,8 +60,23 @@ class UNet3d(nn.Module):
         return out
 
 
-def build_network(config: UNet3dNetwork | StackNetwork) -> UNet3d | StackNet:
-    """The network that a recipe's ``network`` table describes, with random weights."""
+def build_network(config: UNet3dNetwork | FlexibleUNetNetwork | StackNetwork | SequenceNetwork) -> nn.Module:
+    """The network that a recipe's ``network`` table describes, with random weights.
+
+    Planar networks depend on what they are shown as well; see ``training.planar_networks``.
+
+    Raises:
+        RecipeError: a library does not know the encoder, or cannot build what is asked for.
+    """
+    # Imported when asked for: MONAI and timm take seconds to load.
+    if isinstance(config, SequenceNetwork):
+        from cspine.training.sequence_network import SequenceNet
+
+        return SequenceNet(config)
+    if isinstance(config, FlexibleUNetNetwork):
+        from cspine.training.flexible_unet import FlexibleUNet3d
+
+        return FlexibleUNet3d(config)
     return UNet3d(config) if isinstance(config, UNet3dNetwork) else StackNet(config)
 
 

@@ -21,7 +21,7 @@ from cspine.anatomy import Level
 from cspine.cases import Case
 from cspine.errors import OutputError, StudyError
 from cspine.inference.stacks import Frame, frames
-from cspine.training.splits import read_splits
+from cspine.training.splits import Splits, read_splits
 from cspine.volume import Volume
 
 FORMAT = 1
@@ -33,7 +33,7 @@ REFINER_MARGIN_MM = 16.0
 MIN_VISIBLE = 0.3
 # One seed in this many is held back for validation.
 HELD_BACK = 16
-# Names of samples that are phantoms or copies of scans; any other is the name of a study.
+# Names of drawn phantoms and of copies of scans; any other, and any in the splits, is the name of a study.
 NUMBERED = ("phantom-", "scan-")
 
 Array = NDArray[Any]
@@ -112,12 +112,15 @@ class ClassifierSample:
     vertebrae: tuple[Vertebra, ...]
 
 
-def locator_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> LocatorSample:
+def locator_sample(
+    case: Case, thoracic: Mapping[int, Point] | None = None, cervical: Mapping[int, Point] | None = None
+) -> LocatorSample:
     """Resample a labelled case to the locator's grid.
 
     Args:
         case: needs ``labels``.
         thoracic: body centres LPS mm of thoracic vertebrae, keyed 8 (T1) and up; None when unknown.
+        cervical: of cervical vertebrae, keyed 1 to 7, beside those that the truth of the levels holds.
 
     Raises:
         StudyError: the case has no labels.
@@ -125,13 +128,13 @@ def locator_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> L
     labels = _labels_of(case)
     coarse = case.volume.resampled(LOCATOR_SPACING_MM)
     mask = Volume(labels, case.volume.affine).resampled(LOCATOR_SPACING_MM, order=0).hu
-    known: dict[int, Point] = {
+    known: dict[int, Point] = dict(cervical or {}) | {
         int(level): truth.body_center_mm for level, truth in case.levels.items() if truth.body_center_mm is not None
     }
     known |= dict(thoracic or {})
     rows = [(label, *coarse.to_index(point)) for label, point in sorted(known.items())]
     centers = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
-    hu = _stored(coarse.hu)
+    hu = stored_hu(coarse.hu)
     return LocatorSample(hu, mask.astype(np.uint8), centers, thoracic is not None)
 
 
@@ -154,7 +157,7 @@ def refiner_sample(case: Case) -> RefinerSample:
     z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     fine = case.volume.crop(z, y, x).resampled(REFINER_SPACING_MM)
     mask = Volume(labels, case.volume.affine).crop(z, y, x).resampled(REFINER_SPACING_MM, order=0).hu
-    return RefinerSample(_stored(fine.hu), mask.astype(np.uint8))
+    return RefinerSample(stored_hu(fine.hu), mask.astype(np.uint8))
 
 
 def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -> ClassifierSample:
@@ -185,14 +188,14 @@ def classifier_sample(case: Case, thoracic: Mapping[int, Point] | None = None) -
     if case.fracture is not None and case.fracture.any():
         index = np.argwhere(case.fracture)
         broken = [int(level) for level, truth in case.levels.items() if truth.fractured]
-        owner = _owners(index, labels.hu, labels.spacing, broken)
+        owner = fracture_owners(index, labels.hu, labels.spacing, broken)
         points = np.column_stack([owner, case.volume.to_world(index[:, ::-1])]).astype(np.float32)
-    hu = _stored(case.volume.hu)
+    hu = stored_hu(case.volume.hu)
     volume = Volume(hu, case.volume.affine)
     return ClassifierSample(volume, coarse.hu, coarse.affine, points, case.volume.spacing, vertebrae)
 
 
-def _stored(hu: Array) -> NDArray[np.int16]:
+def stored_hu(hu: Array) -> NDArray[np.int16]:
     """HU as samples hold them; whole numbers are not turned to floats on the way."""
     whole = hu if hu.dtype.kind in "iu" else np.rint(hu)
     return np.asarray(np.clip(whole, -1024, 4000).astype(np.int16))
@@ -204,7 +207,7 @@ def _labels_of(case: Case) -> NDArray[np.uint8]:
     return case.labels
 
 
-def _owners(index: NDArray[np.intp], labels: Array, spacing: Point, broken: list[int]) -> NDArray[np.uint8]:
+def fracture_owners(index: NDArray[np.intp], labels: Array, spacing: Point, broken: list[int]) -> NDArray[np.uint8]:
     """Label of each fracture voxel: its own, or that of the nearest broken vertebra when it lies in a gap."""
     from scipy import ndimage
 
@@ -337,9 +340,9 @@ def read_classifier_sample(path: Path) -> ClassifierSample:
 def sample_paths(folder: Path, *, held_back: bool, fold: int = 0) -> list[Path]:
     """Finished samples of a folder, in order of name: those that are held back for validation, or the others.
 
-    Where ``splits.json`` lies beside the folder it decides, and ``fold`` is the part held back. Phantoms and copies
-    of scans are never in it: their names end in a number (``phantom-000123``), of which every ``HELD_BACK``-th is
-    held back, once and for all.
+    Where ``splits.json`` lies beside the folder it decides, and ``fold`` is the part held back. Phantoms that were
+    drawn for training and copies of scans are not in it: their names end in a number (``phantom-000123``), of which
+    every ``HELD_BACK``-th is held back, once and for all.
 
     Raises:
         UsageError: a sample is of no study in the splits, or they have no such fold.
@@ -348,13 +351,14 @@ def sample_paths(folder: Path, *, held_back: bool, fold: int = 0) -> list[Path]:
         return []
     found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and (path / "meta.json").exists())
     splits = read_splits(folder.parent)
-    if splits is None:
-        return [path for path in found if _by_number(path.name) is held_back]
-    return [
-        path
-        for path in found
-        if (_by_number(path.name) if path.name.startswith(NUMBERED) else splits.held_back(path.name, fold)) is held_back
-    ]
+    return [path for path in found if _held_back(path.name, splits, fold) is held_back]
+
+
+def _held_back(name: str, splits: Splits | None, fold: int) -> bool:
+    """Whether a sample is for validation."""
+    if splits is None or (name not in splits.part_of and name.startswith(NUMBERED)):
+        return _by_number(name)
+    return splits.held_back(name, fold)
 
 
 def _by_number(name: str) -> bool:
