@@ -17,7 +17,22 @@ from cspine.cli.extras import EXTRAS, require
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "openvino", "onnxruntime", "scipy", "SimpleITK", "numpy", "jinja2", "PIL")
-COMMANDS = ("predict", "demo", "doctor", "info", "phantom", "prepare", "train", "evaluate", "export")
+COMMANDS = (
+    "predict",
+    "demo",
+    "doctor",
+    "info",
+    "phantom",
+    "recipes",
+    "prepare",
+    "train",
+    "curves",
+    "evaluate",
+    "compare",
+    "submission",
+    "explain",
+    "export",
+)
 
 
 def all_errors(base: type[errors.CspineError] = errors.CspineError) -> list[type[errors.CspineError]]:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from cspine.anatomy import LEVELS, OTHER_BONE
@@ -22,7 +21,7 @@ from cspine.errors import OutputError, StudyError, UsageError
 from cspine.inference.stacks import PLANES
 from cspine.studies.rsna import RsnaFolder
 from cspine.training import prepare
-from cspine.training.centres import body_centres
+from cspine.training.case_samples import KINDS, outlined
 from cspine.training.columns import column_only
 from cspine.training.data import HeldBack, Pool, type_names
 from cspine.training.fit import fit_stage
@@ -30,7 +29,13 @@ from cspine.training.losses import StackTargets, classifier_loss
 from cspine.training.modules import _blended
 from cspine.training.prepare import Preparation, Prepared
 from cspine.training.recipe import ClassifierLoss, Schedule
-from cspine.training.samples import classifier_sample, read_classifier_sample, read_meta, sample_paths, write_sample
+from cspine.training.samples import (
+    classifier_sample,
+    read_classifier_sample,
+    read_meta,
+    sample_paths,
+    write_sample,
+)
 from cspine.training.splits import read_splits
 from cspine.training.stacks import draw_stack
 from cspine.volume import Volume
@@ -79,10 +84,10 @@ def test_true_masks_feed_all_stages_and_found_ones_the_classifier(samples: Path)
     for study in STUDIES:
         done = of(samples, study)
         assert done.masks == ("true" if study.mask else "found")
-        assert done.samples == (("locator", "refiner", "classifier") if study.mask else ("classifier",))
+        assert done.samples == (KINDS if study.mask else ("classifier", "planar"))
         assert done.levels == tuple(level.name for level in LEVELS)
         assert done.status == "ok"
-        for stage in ("locator", "refiner", "classifier"):
+        for stage in KINDS:
             assert (samples / stage / study.uid / "meta.json").exists() is (stage in done.samples)
 
 
@@ -136,26 +141,10 @@ def test_a_locator_sample_knows_centres_and_bone_that_is_no_vertebra(published: 
     hu = case.volume.hu.copy()
     hu[:12, :20, :20] = 900
     bright = replace(case, volume=replace(case.volume, hu=hu))
-    known, _ = prepare.outlined(bright, case.labels)
+    known, _ = outlined(bright, case.labels)
     assert (known.labels[2:10, 2:18, 2:18] == OTHER_BONE).all()
     assert np.array_equal(known.labels[case.labels > 0], case.labels[case.labels > 0])
     assert all(known.levels[level].body_center_mm is not None for level in LEVELS)
-
-
-@pytest.mark.parametrize("angle", [0.0, 25.0])
-def test_body_centres_of_true_masks(angle: float) -> None:
-    turn = Rotation.from_euler("z", angle, degrees=True).as_matrix()
-    affine = np.diag([1.0, 1.0, 1.0, 1.0])
-    affine[:3, 3] = (-50, -50, -40)
-    z, y, x = np.indices((80, 120, 100))
-    local = (np.stack([x, y, z], -1) @ affine[:3, :3].T + affine[:3, 3]) @ turn
-    body = (np.hypot(local[..., 0], local[..., 1]) < 9) & (np.abs(local[..., 2]) < 7)
-    ring = np.abs(np.hypot(local[..., 0] * 1.2, local[..., 1] - 17) - 11) < 2.5
-    process = (np.abs(local[..., 0]) < 3) & (local[..., 1] > 26) & (local[..., 1] < 45)
-    mask = body | ((ring | process) & (np.abs(local[..., 2] + 2) < 5))
-    centres = body_centres(Volume(np.where(mask, np.uint8(5), np.uint8(0)), affine), range(1, 9))
-    assert set(centres) == {5}
-    np.testing.assert_allclose(centres[5], (0, 0, 0), atol=2.5 if angle else 0.5)
 
 
 def bad_copy(published: Path, folder: Path) -> tuple[Path, str]:
@@ -237,7 +226,7 @@ def test_a_full_disk_ends_it(published: Path, tmp_path: Path, monkeypatch: pytes
 
     preparation = Preparation(RsnaFolder.open(published), tmp_path, BUNDLE)
     preparation.begin(folds=2)
-    monkeypatch.setattr(prepare, "write_sample", full)
+    monkeypatch.setattr("cspine.training.case_samples.write_planar", full)
     with pytest.raises(OutputError):
         preparation.make(STUDIES[0].uid)
     assert STUDIES[0].uid in preparation.missing()

@@ -14,7 +14,15 @@ from cspine.anatomy import LEVELS
 from cspine.errors import UsageError
 from cspine.studies.rsna_tables import read_studies
 from cspine.training.samples import sample_paths
-from cspine.training.splits import SPLITS_FILE, Splits, draw_splits, read_splits, settled_splits, write_splits
+from cspine.training.splits import (
+    SPLITS_FILE,
+    Splits,
+    draw_splits,
+    parsed_ratio,
+    read_splits,
+    settled_splits,
+    write_splits,
+)
 
 # How often a level is fractured in RSNA 2022.
 RATES = np.array([146, 285, 73, 108, 162, 277, 393]) / 2019
@@ -95,10 +103,74 @@ def test_other_studies_are_a_clear_error(tmp_path: Path) -> None:
         settled_splits(tmp_path, {**labels, "1.2.99": labels["1.2.2"]})
 
 
+def test_a_ratio_is_drawn_once_and_kept(tmp_path: Path) -> None:
+    labels = patients(50)
+    first = settled_splits(tmp_path, labels, ratio=0.7, seed=1)
+    assert settled_splits(tmp_path, labels, seed=2) == settled_splits(tmp_path, labels, ratio=0.7) == first
+    assert read_splits(tmp_path) == first
+    assert (first.kind, first.ratio, first.folds, [len(part) for part in first.parts]) == ("ratio", 0.7, 1, [15, 35])
+    assert sum(first.held_back(name) for name in labels) == 15
+    with pytest.raises(UsageError, match="fold of 0 to 0, got 1"):
+        first.held_back("1.2.0", 1)
+    with pytest.raises(UsageError, match=r"split by the ratio 0.7, not by the ratio 0.8 .*splits.json"):
+        settled_splits(tmp_path, labels, ratio=0.8)
+    with pytest.raises(UsageError, match=r"split by the ratio 0\.7, not in 5"):
+        settled_splits(tmp_path, labels, folds=5)
+
+
+def test_folds_and_ratios_clash(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--folds or --ratio, not both"):
+        settled_splits(tmp_path, patients(20), folds=5, ratio=0.8)
+    settled_splits(tmp_path, patients(20), folds=2)
+    with pytest.raises(UsageError, match=r"split in 2, not by the ratio 0\.5"):
+        settled_splits(tmp_path, patients(20), ratio=0.5)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.8", 0.8), ("80:20", 0.8), ("70/30", 0.7), ("1:1", 0.5)])
+def test_ratios_as_people_write_them(text: str, share: float) -> None:
+    assert parsed_ratio(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0", "80", "a:b", "1:2:3", "-1:3", "nan", "0:0"])
+def test_what_is_no_ratio(text: str) -> None:
+    with pytest.raises(UsageError, match=r"ratio like 0.8 or 80:20.*--ratio"):
+        parsed_ratio(text)
+
+
+def test_the_split_of_a_data_set_is_taken_over_unless_another_is_asked_for(tmp_path: Path) -> None:
+    labels = patients(20)
+    kept = {"1.2.3", "1.2.4"}
+    given = settled_splits(tmp_path / "a", labels, held_back=kept)
+    assert (given.kind, given.folds, set(given.parts[0])) == ("given", 1, kept)
+    assert read_splits(tmp_path / "a") == given
+    assert settled_splits(tmp_path / "b", labels, folds=4, held_back=kept).folds == 4
+    with pytest.raises(UsageError, match="split as the data set says, not in 4"):
+        settled_splits(tmp_path / "a", labels, folds=4)
+
+
+@given(st.integers(0, 20), st.sampled_from([{"folds": 3}, {"ratio": 0.75}]))
+def test_studies_of_a_patient_are_settled_on_one_side(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, how: dict
+) -> None:
+    labels = patients(40, seed)
+    whose = {name: f"patient {number // 4}" for number, name in enumerate(labels) if number < 24}
+    splits = settled_splits(tmp_path_factory.mktemp("s"), labels, seed=seed, patients=whose, **how)
+    for patient in set(whose.values()):
+        assert len({splits.part_of[name] for name in labels if whose.get(name) == patient}) == 1
+
+
+def test_files_from_before_ratios_are_folds(tmp_path: Path) -> None:
+    (tmp_path / SPLITS_FILE).write_text('{"format": 1, "seed": 3, "parts": [["a"], ["b"], ["c"]]}')
+    assert read_splits(tmp_path) == Splits((("a",), ("b",), ("c",)), 3)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        '{"format": 1, "seed": 0, "kind": "odd", "parts": [["1"], ["2"]]}',
+        '{"format": 1, "seed": 0, "kind": "ratio", "parts": [["1"], ["2"], ["3"]]}',
         "[]",
         '{"format": 2, "seed": 0, "parts": [["1"], ["2"]]}',
         '{"format": 1, "seed": 0, "parts": [["1"], ["1"]]}',
@@ -131,6 +203,15 @@ def test_samples_follow_the_file_and_phantoms_their_number(tmp_path: Path) -> No
     assert [path.name for path in sample_paths(folder, held_back=False)] == ["1.2.3", "phantom-000017"]
     with pytest.raises(UsageError, match="fold of 0 to 1, got 2"):
         sample_paths(folder, held_back=False, fold=2)
+
+
+def test_a_phantom_of_the_data_set_follows_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "planar"
+    for name in ("phantom-clinical-000016", "phantom-clinical-000017", "phantom-000032"):
+        finished(folder, name)
+    write_splits(Splits((("phantom-clinical-000017",), ("phantom-clinical-000016",))), tmp_path)
+    held = [path.name for path in sample_paths(folder, held_back=True)]
+    assert held == ["phantom-000032", "phantom-clinical-000017"]
 
 
 def test_a_sample_that_the_splits_do_not_know_is_never_trained_on_in_silence(tmp_path: Path) -> None:

@@ -8,7 +8,25 @@ import typer
 from typer.core import TyperGroup
 
 from cspine import __version__
-from cspine.cli import bundle, console, demo, doctor, evaluate, export, info, phantom, plant, predict, prepare, train
+from cspine.cli import (
+    bundle,
+    compare,
+    console,
+    curves,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    info,
+    phantom,
+    plant,
+    predict,
+    prepare,
+    recipes,
+    submission,
+    train,
+)
 from cspine.errors import CspineError
 
 
@@ -62,9 +80,14 @@ COMMANDS = (
     doctor.doctor,
     phantom.phantom,
     plant.plant,
+    recipes.recipes,
     prepare.prepare,
     train.train,
+    curves.curves,
     evaluate.evaluate,
+    compare.compare,
+    submission.submission,
+    explain.explain,
     export.export,
 )
 for _command in COMMANDS:

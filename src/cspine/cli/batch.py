@@ -24,7 +24,7 @@ from cspine.findings import Findings, LevelFinding, LevelName, PatientFinding, P
 from cspine.reports import atomic
 
 # Warnings that say why none of the levels was judged; the first that is there is the reason.
-NOTHING_JUDGED = ("no-cervical-spine", "too-coarse-for-fractures")
+NOTHING_JUDGED = ("no-cervical-spine", "locates-only", "too-coarse-for-fractures")
 
 # What no study can do without; anything else that goes wrong is one study's own.
 FATAL = (BundleError, MissingExtraError, OutputError)

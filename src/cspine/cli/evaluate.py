@@ -1,4 +1,4 @@
-"""``cspine evaluate``: how good a bundle is, on phantoms that nobody trained on, or on marked real scans."""
+"""``cspine evaluate``: how good a bundle is, on labelled studies, unseen phantoms, or marked real scans."""
 
 from __future__ import annotations
 
@@ -6,104 +6,120 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cspine.cli import console
+from cspine.cli.evaluate_data import DataOptions, measure_data
 from cspine.errors import OutputError, UsageError
+
+_Bundle = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="BUNDLE", help="Folder of a bundle (default: the one that comes with cspine).", show_default=False
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(help="Score on these labelled studies: RSNA 2022, phantoms, NIfTI or pictures.", file_okay=False),
+]
+_Samples = Annotated[
+    Path | None,
+    typer.Option(
+        help="Samples made from --data: its splits.json says which studies --fold held back.", file_okay=False
+    ),
+]
+_Fold = Annotated[int, typer.Option(help="Part that was held back, with --samples.", min=0)]
+_Phantoms = Annotated[int, typer.Option(help="How many phantoms.", min=1)]
+_Seed = Annotated[int, typer.Option(help="Sets of different seeds share no phantom.", min=0)]
+_Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for tables, figures and one JSON a case.")]
+_BundleOption = Annotated[Path | None, typer.Option("--bundle", help="The same as BUNDLE.")]
+_Preset = Annotated[
+    str | None,
+    typer.Option(help="Kind of scan: clinical, spine or coarse.", show_default="clinical; spine with --set"),
+]
+_Multiplier = Annotated[float, typer.Option(help="Factor on the prevalence of fractures.", min=0.0)]
+_Workers = Annotated[int, typer.Option(help="Processes.", min=1)]
+_Runtime = Annotated[str, typer.Option(help="openvino or onnxruntime.")]
+_Figures = Annotated[bool, typer.Option(help="Draw figures (needs matplotlib).")]
+_Landmarks = Annotated[
+    Path | None, typer.Option(help="Marked centres (JSON): measure levels on real scans instead of phantoms.")
+]
+_Scans = Annotated[Path | None, typer.Option(help="Folder of the marked scans (default: that of the marks).")]
+_Variants = Annotated[
+    str, typer.Option(help="Also score changed scans: all, none, or names and groups with commas between.")
+]
+_Half = Annotated[str, typer.Option(help="Of the marked scans: development, test or all.")]
+_Development = Annotated[
+    list[str] | None, typer.Option(help="Scan of the development half (repeat; default: every other one).")
+]
+_Scale = Annotated[
+    list[str] | None, typer.Option(help="NAME=SLOPE,INTERCEPT for a marked scan that is not HU (repeat).")
+]
+_Family = Annotated[
+    str | None,
+    typer.Option("--set", help="Measure the classifier on a held-out set: parametric, mesh or planted."),
+]
+_Cases = Annotated[int, typer.Option(help="How many cases of that set.", min=1)]
+_Meshes = Annotated[Path | None, typer.Option(help="Folder of C1..C7 meshes that nobody trained on (--set mesh).")]
+_Scan = Annotated[
+    list[str] | None,
+    typer.Option(help="Scan of an unbroken neck, PATH or PATH=SLOPE,INTERCEPT (--set planted; repeat)."),
+]
+_Keep = Annotated[
+    Path | None, typer.Option(help="Folder where a set's cases are kept: another bundle need not wait for them.")
+]
 
 
 def evaluate(
+    place: _Bundle = None,
     *,
-    phantoms: Annotated[int, typer.Option(help="How many phantoms.", min=1)] = 60,
-    seed: Annotated[int, typer.Option(help="Sets of different seeds share no phantom.", min=0)] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables, figures and one JSON a case.")],
-    bundle: Annotated[
-        Path | None, typer.Option(help="Folder of a bundle (default: the one that comes with cspine).")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Kind of scan: clinical, spine or coarse.", show_default="clinical; spine with --set"),
-    ] = None,
-    multiplier: Annotated[float, typer.Option(help="Factor on the prevalence of fractures.", min=0.0)] = 2.0,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
-    runtime: Annotated[str, typer.Option(help="openvino or onnxruntime.")] = "openvino",
-    figures: Annotated[bool, typer.Option(help="Draw figures (needs matplotlib).")] = True,
-    landmarks: Annotated[
-        Path | None, typer.Option(help="Marked centres (JSON): measure levels on real scans instead of phantoms.")
-    ] = None,
-    scans: Annotated[Path | None, typer.Option(help="Folder of the marked scans (default: that of the marks).")] = None,
-    variants: Annotated[
-        str, typer.Option(help="Also score changed scans: all, none, or names and groups with commas between.")
-    ] = "none",
-    half: Annotated[str, typer.Option(help="Of the marked scans: development, test or all.")] = "all",
-    development: Annotated[
-        list[str] | None, typer.Option(help="Scan of the development half (repeat; default: every other one).")
-    ] = None,
-    scale: Annotated[
-        list[str] | None, typer.Option(help="NAME=SLOPE,INTERCEPT for a marked scan that is not HU (repeat).")
-    ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option("--set", help="Measure the classifier on a held-out set: parametric, mesh or planted."),
-    ] = None,
-    cases: Annotated[int, typer.Option(help="How many cases of that set.", min=1)] = 200,
-    meshes: Annotated[
-        Path | None, typer.Option(help="Folder of C1..C7 meshes that nobody trained on (--set mesh).")
-    ] = None,
-    scan: Annotated[
-        list[str] | None,
-        typer.Option(help="Scan of an unbroken neck, PATH or PATH=SLOPE,INTERCEPT (--set planted; repeat)."),
-    ] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder where a set's cases are kept: another bundle need not wait for them.")
-    ] = None,
-) -> None:
+    data: _Data = None, samples: _Samples = None, fold: _Fold = 0,
+    phantoms: _Phantoms = 60, seed: _Seed = 0, out: _Out, bundle: _BundleOption = None, preset: _Preset = None,
+    multiplier: _Multiplier = 2.0, workers: _Workers = 1, runtime: _Runtime = "openvino", figures: _Figures = True,
+    landmarks: _Landmarks = None, scans: _Scans = None, variants: _Variants = "none", half: _Half = "all",
+    development: _Development = None, scale: _Scale = None,
+    family: _Family = None, cases: _Cases = 200, meshes: _Meshes = None, scan: _Scan = None, keep: _Keep = None,
+) -> None:  # fmt: skip
     """Score a bundle. Cases that were done are kept, so the same command goes on after an interruption."""
-    if family is not None and landmarks is not None:
-        raise UsageError("--set and --landmarks measure different things", fix="Give one of them")
-    if family is not None:
-        from cspine.cli.fracture_sets import SetOptions, measure_set
+    given = {"--data": data, "--set": family, "--landmarks": landmarks}
+    modes = [name for name, value in given.items() if value is not None]
+    if len(modes) > 1:
+        raise UsageError(f"{' and '.join(modes)} measure different things", fix="Give one of them")
+    if place is not None and bundle is not None:
+        raise UsageError("the bundle is given twice", where="--bundle", fix="Give BUNDLE alone")
+    if samples is not None and data is None:
+        raise UsageError("--samples says which studies of --data are scored", where="--samples", fix="Give --data too")
+    chosen = place or bundle or _default_bundle()
+    common = {"out": out, "bundle": chosen, "workers": workers, "runtime": runtime}
+    if data is not None:
+        text = measure_data(DataOptions(data, samples, fold, out, chosen, workers, runtime), counting)
+    elif family is not None:
+        wanted = {"family": family, "cases": cases, "seed": seed, "preset": preset, "meshes": meshes, "keep": keep}
+        text = _measure_set(wanted | {"scan": tuple(scan or ()), "figures": figures} | common)
+    elif landmarks is not None:
+        wanted = {"landmarks": landmarks, "scans": scans or landmarks.parent, "variants": variants, "half": half}
+        names = {"development": tuple(development or ()), "scale": tuple(scale or ())}
+        text = _measure_landmarks(wanted | names | {"figures": figures} | common)
+    else:
+        what = (phantoms, seed, preset or "clinical", multiplier)
+        text = _measure_phantoms(what, out, chosen, workers, runtime, figures)
+    typer.echo(text)
 
-        chosen = SetOptions(
-            family=family,
-            cases=cases,
-            seed=seed,
-            out=out,
-            bundle=bundle or _default_bundle(),
-            preset=preset,
-            meshes=meshes,
-            scan=tuple(scan or ()),
-            keep=keep,
-            workers=workers,
-            runtime=runtime,
-            figures=figures,
-        )
-        typer.echo(measure_set(chosen, counting))
-        return
-    if landmarks is not None:
-        from cspine.cli.landmarks import LandmarkOptions, measure_landmarks
 
-        wanted_scans = LandmarkOptions(
-            landmarks=landmarks,
-            scans=scans or landmarks.parent,
-            out=out,
-            bundle=bundle or _default_bundle(),
-            variants=variants,
-            half=half,
-            development=tuple(development or ()),
-            scale=tuple(scale or ()),
-            workers=workers,
-            runtime=runtime,
-            figures=figures,
-        )
-        typer.echo(measure_landmarks(wanted_scans, counting))
-        return
-    place = bundle or _default_bundle()
-    typer.echo(
-        _measure_phantoms((phantoms, seed, preset or "clinical", multiplier), out, place, workers, runtime, figures)
-    )
+def _measure_set(values: dict[str, Any]) -> str:
+    """Tables of a held-out set; names are those of ``SetOptions``."""
+    from cspine.cli.fracture_sets import SetOptions, measure_set
+
+    return measure_set(SetOptions(**values), counting)
+
+
+def _measure_landmarks(values: dict[str, Any]) -> str:
+    """Tables of marked scans; names are those of ``LandmarkOptions``."""
+    from cspine.cli.landmarks import LandmarkOptions, measure_landmarks
+
+    return measure_landmarks(LandmarkOptions(**values), counting)
 
 
 def _measure_phantoms(

@@ -94,19 +94,31 @@ def area_under_curve(truth: ArrayLike, score: ArrayLike) -> float:
     Raises:
         ValueError: not both kinds are present.
     """
-    return float(_structure(truth, score)[0])
+    return float(structural_components(truth, score)[0])
 
 
 def delong_interval(truth: ArrayLike, score: ArrayLike, z: float = 1.959964) -> Interval:
     """Area under the ROC curve with DeLong's interval (DeLong et al., 1988; ranks as in Sun and Xu, 2014)."""
-    area, of_positive, of_negative = _structure(truth, score)
+    area, of_positive, of_negative = structural_components(truth, score)
     variance = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else 0.0 for part in (of_positive, of_negative))
     half = z * variance**0.5
     return Interval(float(area), max(0.0, float(area) - half), min(1.0, float(area) + half))
 
 
-def _structure(truth: ArrayLike, score: ArrayLike) -> tuple[float, Float, Float]:
-    """AUC and the structural components of the positives and the negatives."""
+def structural_components(truth: ArrayLike, score: ArrayLike) -> tuple[float, Float, Float]:
+    """AUC and its structural components (DeLong et al., 1988), from ranks as in Sun and Xu (2014).
+
+    Args:
+        truth: 0/1 ``[n]``.
+        score: ``[n]``.
+
+    Returns:
+        the area; for each positive the share of negatives it is ahead of; for each negative the share of positives
+        that are ahead of it.
+
+    Raises:
+        ValueError: not both kinds are present, or shapes differ.
+    """
     from scipy.stats import rankdata
 
     positive = np.asarray(truth, dtype=bool)

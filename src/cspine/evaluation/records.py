@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from cspine.anatomy import LEVELS, Level
 from cspine.cases import Case
 from cspine.evaluation.evidence_hits import fracture_points, peak_distance
+from cspine.evaluation.evidence_marks import EvidenceMark, evidence_marks
+from cspine.evaluation.image_records import ImageRecords, image_records
 from cspine.evaluation.metrics import dice, level_hits, surface_distance
 from cspine.findings import Findings
 from cspine.inference.predictor import Prediction
@@ -28,7 +31,7 @@ class LevelRecord(BaseModel):
 
     Attributes:
         level: C1..C7.
-        visible_fraction: truth, 0..1.
+        visible_fraction: truth, 0..1; None where nobody outlined the vertebra.
         fractured: truth, an acute fracture.
         types: truth.
         severity: truth, 0 hairline to 1 displaced.
@@ -36,6 +39,7 @@ class LevelRecord(BaseModel):
         displacement_mm: truth, of the most displaced acute fracture; None when there is none or it is unknown.
         confounders: truth, names of what may be taken for a fracture.
         claimed: the answer says that it is in view.
+        centre_known: truth, its centre is known, so that ``right_level`` means something.
         right_level: the answer's centre is right; False when there is none.
         distance_mm: between true and answered centre; None without an answer.
         dice: of its mask on the answer's grid; None when it is not in view.
@@ -52,7 +56,7 @@ class LevelRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     level: str
-    visible_fraction: float
+    visible_fraction: float | None
     fractured: bool
     types: tuple[str, ...] = ()
     severity: float = 0.0
@@ -60,6 +64,7 @@ class LevelRecord(BaseModel):
     displacement_mm: float | None = None
     confounders: tuple[str, ...] = ()
     claimed: bool
+    centre_known: bool = True
     right_level: bool
     distance_mm: float | None = None
     dice: float | None = None
@@ -74,11 +79,31 @@ class LevelRecord(BaseModel):
     @property
     def in_view(self) -> bool:
         """The truth says that it can be judged."""
-        return self.visible_fraction >= IN_VIEW
+        return self.visible_fraction is not None and self.visible_fraction >= IN_VIEW
+
+    @property
+    def scored(self) -> bool:
+        """It counts in figures of fractures: in view, or not known to be out of it."""
+        return self.visible_fraction is None or self.in_view
 
 
 class CaseRecord(BaseModel):
-    """Truth and answer of one case."""
+    """Truth and answer of one case.
+
+    Attributes:
+        name: of the case.
+        bundle: SHA-256 of the bundle that answered.
+        fractured: truth, any level.
+        probability: the answer's, of the patient.
+        called: the answer says fracture.
+        status: of the findings.
+        spine_dice: Dice of all cervical vertebrae as one; None without a true mask.
+        seconds: that the answer took.
+        levels: truth and answer of each level.
+        images: of each axial image; None without a true mask.
+        marks: where the answer points, strongest first.
+        lesions: levels with a fracture whose place is known; None when no place is known in this case.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,6 +116,9 @@ class CaseRecord(BaseModel):
     spine_dice: float | None
     seconds: float
     levels: tuple[LevelRecord, ...]
+    images: ImageRecords | None = None
+    marks: tuple[EvidenceMark, ...] = ()
+    lesions: tuple[str, ...] | None = None
 
 
 def score_case(case: Case, prediction: Prediction) -> CaseRecord:
@@ -114,12 +142,13 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
         rows.append(
             LevelRecord(
                 level=item.level,
-                visible_fraction=round(truth.visible_fraction, 4),
+                visible_fraction=None if math.isnan(truth.visible_fraction) else round(truth.visible_fraction, 4),
                 fractured=truth.fractured,
                 types=truth.types,
                 severity=round(truth.severity, 3),
                 old_fracture=truth.old_fracture,
                 claimed=item.visible,
+                centre_known=truth.body_center_mm is not None,
                 right_level=hits.get(level, False),
                 distance_mm=distances.get(level),
                 displacement_mm=truth.displacement_mm,
@@ -145,7 +174,15 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
         spine_dice=masks.spine_dice,
         seconds=findings.provenance.seconds.get("total", 0.0),
         levels=tuple(rows),
+        images=image_records(case, prediction),
+        marks=evidence_marks(findings, broken),
+        lesions=tuple(level.name for level in broken) if _all_placed(case) else None,
     )
+
+
+def _all_placed(case: Case) -> bool:
+    """Where every fracture of a case lies is known."""
+    return case.fracture is not None and all(truth.place_known for truth in case.levels.values() if truth.fractured)
 
 
 def _placed(case: Case, findings: Findings) -> tuple[dict[Level, bool], dict[Level, float]]:

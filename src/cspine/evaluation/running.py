@@ -12,7 +12,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from cspine.cases import Case
-from cspine.errors import OutputError
+from cspine.errors import BundleError, CspineError, OutputError
 from cspine.evaluation.records import CaseRecord, score_case
 from cspine.inference.bundle import Bundle, bundle_digest
 from cspine.inference.predictor import Predictor
@@ -38,8 +38,9 @@ class CaseSet(Protocol):
 
 
 def evaluate_cases(
-    cases: CaseSet, predictor: Predictor, *, folder: Path | None = None, progress: Progress | None = None
-) -> list[CaseRecord]:
+    cases: CaseSet, predictor: Predictor, *, folder: Path | None = None, progress: Progress | None = None,
+    faults: dict[str, CspineError] | None = None,
+) -> list[CaseRecord]:  # fmt: skip
     """Make each case, judge it, compare.
 
     Args:
@@ -47,19 +48,30 @@ def evaluate_cases(
         predictor: what is scored.
         folder: a JSON file a case goes there; those of the same bundle are not done again.
         progress: called with cases done and all.
+        faults: takes the errors of cases that cannot be opened, by name; without it they end everything.
     """
     done = []
     for number in range(cases.count):
         record = stored_record(folder, cases.name(number), predictor.bundle.sha256)
-        done.append(record or _score(cases, number, predictor, folder))
+        try:
+            done.append(record or _score(cases, number, predictor, folder))
+        except CspineError as error:
+            _note(faults, cases.name(number), error)
         if progress:
-            progress(len(done), cases.count)
+            progress(number + 1, cases.count)
     return done
+
+
+def _note(faults: dict[str, CspineError] | None, name: str, error: CspineError) -> None:
+    """Keep the fault of one case; one that concerns all of them, or that nobody asked for, goes on its way."""
+    if faults is None or isinstance(error, (BundleError, OutputError)):
+        raise error
+    faults[name] = error
 
 
 def evaluate_cases_in_parallel(
     cases: CaseSet, bundle: Path, *, folder: Path, workers: int, runtime: str = "openvino",
-    progress: Progress | None = None,
+    progress: Progress | None = None, faults: dict[str, CspineError] | None = None,
 ) -> list[CaseRecord]:  # fmt: skip
     """As ``evaluate_cases``, in several processes of one thread each.
 
@@ -70,16 +82,21 @@ def evaluate_cases_in_parallel(
         workers: processes.
         runtime: of each.
         progress: called with cases done and all.
+        faults: takes the errors of cases that cannot be opened, by name; without it they end everything.
     """
     digest = bundle_digest(bundle)
     waiting = [n for n in range(cases.count) if stored_record(folder, cases.name(n), digest) is None]
     # Fresh processes: a forked one would inherit the runtime's threads half alive.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_work, cases, number, folder, bundle, runtime) for number in waiting}
-        for finished in as_finished(futures):
-            finished.result()
+        names = {pool.submit(_work, cases, number, folder, bundle, runtime): cases.name(number) for number in waiting}
+        left = set(names)
+        for finished in as_finished(left):
+            try:
+                finished.result()
+            except CspineError as error:
+                _note(faults, names[finished], error)
             if progress:
-                progress(cases.count - len(futures), cases.count)
+                progress(cases.count - len(left), cases.count)
     records = [stored_record(folder, cases.name(number), digest) for number in range(cases.count)]
     return [record for record in records if record is not None]
 

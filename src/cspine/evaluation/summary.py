@@ -53,7 +53,8 @@ def _locating(records: Sequence[CaseRecord], rows: list[Row]) -> dict[str, Any]:
     overlaps = [(k, row.dice) for k, row in rows if row.dice is not None]
     values = np.asarray([value for _, value in overlaps])
     distances = [row.distance_mm for _, row in rows if row.distance_mm is not None and row.right_level]
-    absent = [row for record in records for row in record.levels if row.visible_fraction < ABSENT]
+    all_levels = [row for record in records for row in record.levels]
+    absent = [row for row in all_levels if row.visible_fraction is not None and row.visible_fraction < ABSENT]
     spine = [record.spine_dice for record in records if record.spine_dice is not None]
     mean = bootstrap_interval(lambda index: float(values[index].mean()), [k for k, _ in overlaps]) if overlaps else None
     return {
