@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from cspine.cli.app import app
@@ -176,6 +177,13 @@ def test_the_same_command_does_only_what_is_missing(tmp_path: Path, shop: Worksh
     run(plan, workers=1, launch=shop.launch)
     # The networks are there still: nothing is trained, one bundle is made.
     assert (len(shop.fitted), shop.exported[exported:]) == (trained, ["other"])
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path, shop: Workshop) -> None:
+    plan = plan_in(tmp_path, LOCATES, folds=(0,))
+    with FileLock(tmp_path / "compare.lock"), pytest.raises(UsageError, match="another comparison"):
+        run(plan, workers=1, launch=shop.launch)
+    assert not shop.fitted
 
 
 def test_another_budget_makes_other_networks_and_bundles(tmp_path: Path, shop: Workshop) -> None:

@@ -202,7 +202,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     opened.cache_clear()
-    monkeypatch.setattr("cspine.studies.labelled.open_labelled", lambda path: FakeStudies(Path(path)))
+    monkeypatch.setattr("cspine.evaluation.labelled_set.open_labelled", lambda path: FakeStudies(Path(path)))
     return folder
 
 

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from cspine.cases import Case
-from cspine.errors import CspineError, UsageError
-
-
-class Labelled(Protocol):
-    """What is needed of ``studies.labelled.LabelledStudies``."""
-
-    @property
-    def kind(self) -> str:
-        """Layout of the folder, in a word."""
-
-    @property
-    def studies(self) -> tuple[str, ...]:
-        """Names of the studies that can be tried."""
-
-    @property
-    def faults(self) -> Mapping[str, CspineError]:
-        """What is wrong with the others."""
-
-    def case(self, name: str, /, *, threads: int | None = None) -> Case:
-        """One study with its truth."""
+from cspine.errors import UsageError
+from cspine.studies.labelled import LabelledStudies, open_labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +45,13 @@ class LabelledCases:
 
 
 @lru_cache(maxsize=2)
-def opened(path: Path) -> Labelled:
+def opened(path: Path) -> LabelledStudies:
     """The data set of a folder; its tables are read once a process.
 
     Raises:
         CspineError: not a data set that is known.
     """
-    from cspine.studies.labelled import open_labelled
-
-    data: Labelled = open_labelled(path)
-    return data
+    return open_labelled(path)
 
 
 def held_back_cases(path: Path, parts: Sequence[Sequence[str]] | None = None, fold: int = 0) -> LabelledCases:

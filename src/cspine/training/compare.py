@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cspine.errors import UsageError
 from cspine.evaluation.records import CaseRecord
 from cspine.training.compare_job import CASES_FOLDER, FAULTS_FILE, RecipeJob, StageJob, fail
@@ -29,6 +31,7 @@ from cspine.training.splits import SPLITS_FILE, read_splits
 # The row of the bundle that comes with cspine.
 SHIPPED = "base as shipped"
 _POLL = 0.2
+LOCK_FILE = "compare.lock"
 # A process that was interrupted has this long to save its checkpoint, seconds.
 _GRACE = 180.0
 # Called with jobs done, jobs in all, and what is being done.
@@ -194,11 +197,22 @@ def run(plan: Plan, *, workers: int, launch: Launch | None = None, progress: Pro
         progress: called whenever something begins or ends.
 
     Raises:
-        UsageError: the samples have no splits, or not that fold.
+        UsageError: the samples have no splits, or not that fold; or another run works in the folder.
         OutputError: the folder cannot be written.
         KeyboardInterrupt: the user's; what was under way has saved its checkpoints.
     """
-    shop = _Shop(Board.of(plan), workers, launch or in_process, progress)
+    try:
+        with FileLock(plan.out / LOCK_FILE, blocking=False):
+            return _run(plan, _Shop(Board.of(plan), workers, launch or in_process, progress))
+    except Timeout as error:
+        raise UsageError(
+            "another comparison is at work in this folder",
+            where=str(plan.out),
+            fix="Wait for it, or take another --out",
+        ) from error
+
+
+def _run(plan: Plan, shop: _Shop) -> Board:
     try:
         while shop.begin():
             if shop.collect() and not plan.keep:

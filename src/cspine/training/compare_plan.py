@@ -66,7 +66,7 @@ PRESETS = {
         seed=4,
         folds=5,
         fold=0,
-        budget=Budget(images=6000, stacks=2000, windows=250),
+        budget=Budget(images=6000, stacks=2000, windows=2000),
         size=96,
         stack_size=64,
     )

@@ -18,6 +18,8 @@ from cspine.inference.bundle import Bundle
 from cspine.reports.atomic import write_file
 from cspine.training.compare import SHIPPED, Plan, records_of
 from cspine.training.compare_job import DONE_FILE, RecipeJob
+from cspine.training.recipe import PlanarStage, Recipe
+from cspine.training.yolo import settled
 
 FILES = ("comparison.json", "comparison.html", "comparison.md", "comparison.png", "comparison.svg")
 
@@ -117,11 +119,20 @@ def _entry(plan: Plan, name: str, jobs: Sequence[RecipeJob], records: Sequence[C
         title=recipe.title,
         source=recipe.source,
         claim=recipe.claim,
-        note="" if judges else "locates only",
+        note="; ".join(_notes(recipe, judges)),
         figures=figures,
         minutes=round(sum(minutes), 1) if minutes else None,
         steps={str(one["stage"]): int(str(one["steps"])) for one in facts if "steps" in one},
     )
+
+
+def _notes(recipe: Recipe, judges: bool) -> list[str]:
+    """What a reader of a row must know."""
+    notes = [] if judges else ["locates only"]
+    planar = [stage for stage in recipe.stages().values() if isinstance(stage, PlanarStage)]
+    if any(settled(stage)[1] for stage in planar):
+        notes.append("FCOS of about its size in place of YOLO, whose extra is not installed")
+    return notes
 
 
 def _facts(path: Path) -> dict[str, object]:
