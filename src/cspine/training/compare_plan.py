@@ -58,7 +58,7 @@ class Preset(BaseModel):
     stack_size: int | None = Field(default=None, ge=32, multiple_of=32)
 
 
-# Sized for three hours on two cores: some forty networks of a few minutes on one core each, and a fifth of the
+# Sized for four hours on two cores: some forty networks of about ten minutes on one core each, and a fifth of the
 # phantoms judged by each method.
 PRESETS = {
     "seeds": Preset(
@@ -66,7 +66,7 @@ PRESETS = {
         seed=4,
         folds=5,
         fold=0,
-        budget=Budget(images=6000, stacks=2000, windows=2000),
+        budget=Budget(images=6000, stacks=2000, windows=1000),
         size=96,
         stack_size=64,
     )
