@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEV_VENV ?= .venv-dev
 # yolo is left out: no test needs it, and its library is AGPL-3.0.
-DEV_EXTRAS ?= train,dev
+DEV_EXTRAS ?= train,node,dev
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help

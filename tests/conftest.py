@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Fixtures for every test: a real Orthanc, started when the first test asks for it.
+from orthanc_server import orthanc, orthanc_server
+
+__all__ = ["orthanc", "orthanc_server", "shared_data"]
+
 # Every run of the suite tries the same examples: a red build is red for everybody. `--hypothesis-profile explore`
 # looks for new ones.
 settings.register_profile(

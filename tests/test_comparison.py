@@ -15,7 +15,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from cspine.cli.app import app
-from cspine.errors import RecipeError, StudyError, UsageError
+from cspine.errors import StudyError, UsageError
 from cspine.evaluation.comparison import Comparison, Entry, compared, headline, to_markdown
 from cspine.evaluation.forest import forest_plot
 from cspine.evaluation.pages import comparison_page
@@ -26,7 +26,7 @@ from cspine.inference.planar import PlanarView
 from cspine.training import compare_job
 from cspine.training.compare import SHIPPED, AnyJob, Plan, discard, run
 from cspine.training.compare_job import RecipeJob, StageJob, do, main
-from cspine.training.compare_plan import PRESETS, Budget, comparable, resized, stage_key, steps_for
+from cspine.training.compare_plan import PRESETS, Budget, resized, stage_key, steps_for
 from cspine.training.compare_process import Done, Handle
 from cspine.training.compare_table import FILES, Told, tabulate, write_comparison
 from cspine.training.recipe import (
@@ -40,6 +40,7 @@ from cspine.training.recipe import (
     SequenceNetwork,
 )
 from cspine.training.splits import Splits, write_splits
+from labelled_factory import picture, write_picture
 from score_factory import cohort
 
 BUDGET = Budget(images=480, stacks=20, windows=50)
@@ -84,11 +85,6 @@ def test_stages_are_the_same_when_all_that_decides_is() -> None:
     assert key(BASE) == key(OTHER) and key(BASE, "classifier") != key(OTHER, "classifier")
     others = {key(BASE, steps=11), key(BASE, data="e"), key(BASE.on_fold(1)), key(BASE.model_copy(update={"seed": 1}))}
     assert len(others) == 4 and key(BASE) not in others
-
-
-def test_judges_of_single_pictures_cannot_be_compared() -> None:
-    with pytest.raises(RecipeError, match="single pictures"):
-        comparable("slice")
 
 
 def test_presets_name_themselves() -> None:
@@ -198,10 +194,10 @@ def test_a_recipe_that_fails_says_why_and_stops_no_other(tmp_path: Path, shop: W
     board = run(plan, workers=1, launch=shop.launch)
     assert len(board.failed) == 2 and shop.exported == ["base"]
     told = Told("six cases", True, {})
-    found = tabulate(plan, told, failed={"slice": "judges pictures"})
+    found = tabulate(plan, told, failed={"absent": "no disk left"})
     assert [entry.name for entry in found.entries] == ["base"]
     assert found.failed["other"] == "its classifier could not be trained: the loss is not a number (classifier)"
-    assert found.failed["slice"] == "judges pictures"
+    assert found.failed["absent"] == "no disk left"
     # Mended, the next run tries again and forgets the failure.
     shop.broken = ""
     run(plan, workers=1, launch=shop.launch)
@@ -327,6 +323,9 @@ def test_the_command_needs_recipes_and_cases(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["compare", "base", *out]).exit_code == 2
     assert CliRunner().invoke(app, ["compare", "--data", str(tmp_path), *out]).exit_code == 2
     assert CliRunner().invoke(app, ["compare", "--preset", "sapling", *out]).exit_code == 2
+    write_picture(tmp_path / "pictures" / "fractured" / "a.png", picture(0))
+    flat = CliRunner().invoke(app, ["compare", "base", "--data", str(tmp_path / "pictures"), *out])
+    assert flat.exit_code == 2 and "single pictures" in flat.output
     wrong = CliRunner().invoke(app, ["compare", "--preset", "seeds", "--size", "50", *out])
     assert wrong.exit_code == 2 and "--size" in wrong.output
 
@@ -350,12 +349,12 @@ def test_the_command_compares_and_names_what_it_could_not(
     )
     out = tmp_path / "out"
     done = CliRunner().invoke(
-        app, ["compare", str(recipe), "slice", "--data", str(tmp_path), "--folds", "2", "--fold", "1", "--images", "32",
-              "--size", "64", "--no-shipped", "-o", str(out)]
+        app, ["compare", str(recipe), "nothing", "--data", str(tmp_path), "--folds", "2", "--fold", "1",
+              "--images", "32", "--size", "64", "--no-shipped", "-o", str(out)]
     )  # fmt: skip
     assert done.exit_code == 8 and "1 recipes could not be compared" in done.output
     found = Comparison.model_validate_json((out / "comparison.json").read_bytes())
-    assert [entry.name for entry in found.entries] == ["locates"] and "slice" in found.failed
+    assert [entry.name for entry in found.entries] == ["locates"] and "nothing" in found.failed
     assert "saw 32 images" in found.settings["training"] and "64 pixels" in found.settings["size"]
     made = Recipe.model_validate_json(next(out.rglob("recipe.json")).read_bytes())
     assert made.locator.fold == 1 and made.locator.view.size == 64  # type: ignore[union-attr]

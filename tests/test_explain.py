@@ -30,7 +30,6 @@ from cspine.training.recipe import (
     PlanarStage,
     Recipe,
     SequenceNetwork,
-    SliceStage,
     StackNetwork,
 )
 from cspine.training.sequence_network import SequenceNet
@@ -283,8 +282,6 @@ def test_the_judging_stage_of_each_kind_of_recipe() -> None:
         judging_stage(Recipe(name="a", locator=boxes, classifier=None, shared=True))
     with pytest.raises(UsageError, match="no network that judges"):
         judging_stage(Recipe(name="a", classifier=None))
-    with pytest.raises(UsageError, match="single pictures"):
-        judging_stage(Recipe(name="a", slice=SliceStage()))
 
 
 def made(shape: tuple[int, int, int] = (2, 8, 12), *, evidence: bool = True) -> tuple[LevelHeat, Explainer]:

@@ -81,6 +81,15 @@ def test_window_of_the_documents() -> None:
     assert out.tolist() == [[0, 0, 0.5, 1, 1]]
 
 
+def test_a_picture_keeps_what_its_window_shows_in_256_steps() -> None:
+    hu = np.array([[-1000.0, -300.0, 600.0, 1500.0, 3000.0]], np.float32)
+    np.testing.assert_allclose(intensity.as_picture(hu, 600, 1800), [[-300, -300, 603.5, 1500, 1500]], atol=0.1)
+    # Made with another window than it is read with, bone looks like something else.
+    seen = intensity.as_picture(hu, 200, 400, shown_level=500, shown_width=2000)
+    np.testing.assert_allclose(seen, [[-500, -500, 1500, 1500, 1500]], atol=0.1)
+    assert len(np.unique(intensity.as_picture(np.linspace(-500, 2000, 5000, dtype=np.float32)[None], 600, 1800))) == 256
+
+
 def test_percentiles_leave_out_a_wild_pixel() -> None:
     image = np.tile(np.linspace(0, 100, 100, dtype=np.float32), (100, 1))
     image[0, 0] = 30_000
@@ -127,6 +136,8 @@ def test_clahe_raises_contrast_where_there_is_little() -> None:
     "wrong",
     [
         lambda image: intensity.window(image, width=0),
+        lambda image: intensity.as_picture(image, 500, 0),
+        lambda image: intensity.as_picture(image, 500, 2000, shown_width=0),
         lambda image: intensity.rescale(image, 1, 0),
         lambda image: intensity.percentiles(image, 60, 40),
         lambda image: intensity.gamma(image, 0),

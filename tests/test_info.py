@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cspine.cli.app import app
 from dicom_factory import Grid, write_localizer, write_series
+from labelled_factory import picture, write_picture
 
 
 def info(path: Path) -> Result:
@@ -45,3 +46,10 @@ def test_a_nifti_file_is_one_image(tmp_path: Path) -> None:
 def test_nothing_to_open_is_an_error(tmp_path: Path) -> None:
     assert info(tmp_path).exit_code == 3
     assert info(tmp_path / "gone").exit_code == 2
+
+
+def test_pictures_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / "set" / name, picture(0))
+    assert "2 pictures, each judged on its own" in info(tmp_path / "set").output
+    assert "one picture judged on its own" in info(tmp_path / "set" / "a.png").output

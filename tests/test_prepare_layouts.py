@@ -166,7 +166,6 @@ def test_only_what_a_recipe_learns_from_is_written_and_more_is_added_later(
 def test_kinds_of_samples_follow_the_recipe() -> None:
     assert kinds_for(load_recipe("base")) == ("locator", "refiner", "classifier")
     assert kinds_for(load_recipe("base"), ["locator"]) == ("locator",)
-    assert kinds_for(load_recipe("slice")) == ("classifier",)
     assert kinds_for(planar_recipe()) == ("planar",)
 
 

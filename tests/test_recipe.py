@@ -21,6 +21,13 @@ def test_a_recipe_survives_json() -> None:
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
+def test_runs_of_earlier_versions_are_read() -> None:
+    told = load_recipe("base").model_dump(mode="json")
+    assert Recipe.model_validate({**told, "slice": None}) == load_recipe("base")
+    with pytest.raises(ValidationError, match="slice"):
+        Recipe.model_validate({**told, "slice": {"size": 224}})
+
+
 def test_an_unknown_name_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="base"):
         load_recipe("no-such-recipe")

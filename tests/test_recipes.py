@@ -34,7 +34,7 @@ from cspine.training.recipe import (
 )
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-OURS = ("base", "slice")
+OURS = ("base",)
 SEEDS = tuple(name for name in recipe_names() if name not in OURS)
 # What the issue and the documents name; docs/recipes.md says which document each is from.
 WANTED = {
@@ -252,7 +252,7 @@ TABLES: tuple[type[BaseModel], ...] = (
     Recipe, PlanarStage, PlanarNetwork, PlanarView, Pooling, schema.PlanarLoss, schema.Schedule, LocatorStage,
     schema.UNet3dNetwork, FlexibleUNetNetwork, schema.LocatorAugment, schema.RefinerStage, schema.RefinerAugment,
     schema.LocatorLoss, schema.RefinerLoss, ClassifierStage, schema.StackNetwork, SequenceNetwork,
-    schema.ClassifierAugment, schema.ClassifierLoss, schema.SliceStage, schema.PhantomData,
+    schema.ClassifierAugment, schema.ClassifierLoss, schema.PhantomData,
 )  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_the_command_lists_every_recipe_with_its_source() -> None:
     for row in rows:
         assert row["source"]
         assert row["networks"]
-        assert set(row["networks"]) <= {"detector", "locator", "refiner", "classifier", "slice"}
+        assert set(row["networks"]) <= {"detector", "locator", "refiner", "classifier"}
 
 
 def test_the_command_shows_one_recipe_in_full() -> None:

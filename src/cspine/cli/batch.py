@@ -128,7 +128,7 @@ class Batch:
             if error is None:
                 raise
             findings = refused_findings(error)
-            reports.write(findings, None, job.folder, formats=self.formats)
+            reports.write(findings, None, job.folder, formats=reports.without_series(self.formats))
             status: Status = "failed" if error.exit_code == CspineError.exit_code else "refused"
             return Outcome(job, status, findings, error, time.perf_counter() - begin)
         atomic.write_file(job.folder / RUN_FILE, (self._record(job, digest).model_dump_json(indent=2) + "\n").encode())

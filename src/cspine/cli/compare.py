@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -144,28 +144,19 @@ def _names(given: Sequence[str] | None, preset: str | None) -> tuple[str, ...]:
         raise UsageError("no recipe to compare", where="RECIPE", fix="Name some, or give --preset seeds")
     # The reference is trained first.
     names = sorted(recipe_names(), key=lambda name: (name != "base", name))
-    return tuple(name for name in names if not _is_of_pictures(name))
-
-
-def _is_of_pictures(name: str) -> bool:
-    """A recipe that judges single pictures has no study to be scored on; one that cannot be read is told of later."""
-    from cspine.training.recipe import load_recipe
-
-    with suppress(CspineError):
-        return load_recipe(name).slice is not None
-    return False
+    return tuple(names)
 
 
 def _recipes(names: Sequence[str]) -> tuple[tuple[Recipe, ...], dict[str, str]]:
     """The recipes, and why some cannot be compared."""
     from cspine.training.compare_job import reason_of
-    from cspine.training.compare_plan import comparable
+    from cspine.training.recipe import load_recipe
 
     chosen: dict[str, Recipe] = {}
     failed: dict[str, str] = {}
     for name in names:
         try:
-            recipe = comparable(name)
+            recipe = load_recipe(name)
             if recipe.name in chosen:
                 raise UsageError("another recipe has this name", where=recipe.name)
             chosen[recipe.name] = recipe
@@ -197,11 +188,22 @@ def _sizes(name: str | None, changes: dict[str, int | None], budget: dict[str, i
 
 
 def _plan(options: Options, recipes: tuple[Recipe, ...]) -> Plan:
-    """Draw the phantoms where there are no data, prepare the samples, and say what is to be done."""
+    """Draw the phantoms where there are no data, prepare the samples, and say what is to be done.
+
+    Raises:
+        UsageError: the data are pictures.
+    """
     from importlib import resources
 
+    from cspine.evaluation.labelled_set import opened
     from cspine.training.compare import Plan
 
+    if options.data is not None and opened(options.data).kind == "pictures":
+        raise UsageError(
+            "methods are compared on studies, and these are single pictures",
+            where=str(options.data),
+            fix="Score bundles on pictures one by one with cspine evaluate",
+        )
     sizes = options.preset
     data = options.data or _drawn(options)
     samples = options.out / "samples"

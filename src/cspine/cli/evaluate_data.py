@@ -33,14 +33,15 @@ class DataOptions:
 
 
 def measure_data(options: DataOptions, counting: Counter) -> str:
-    """Score, write ``evaluation.json`` and ``evaluation.html``, and return one line.
+    """Score, write ``evaluation.json`` and ``evaluation.html``, and return one line. Pictures are scored one by one.
 
     Raises:
-        UsageError: not a data set, or no such fold.
+        UsageError: not a data set, no such fold, or pictures and a bundle that judges volumes alone.
         NoImagesError: no study could be scored.
         BatchError: some studies could not be scored; the others are.
         OutputError: the folder cannot be written.
     """
+    from cspine.cli.evaluate_pictures import measure_pictures
     from cspine.cli.extras import require
     from cspine.inference.bundle import Bundle
 
@@ -50,20 +51,24 @@ def measure_data(options: DataOptions, counting: Counter) -> str:
     from cspine.evaluation.pages import evaluation_page
     from cspine.evaluation.scoring import figures_of
     from cspine.reports.atomic import write_file
+    from cspine.studies.picture_folder import PictureFolder
 
     bundle = Bundle.load(options.bundle)
     cases = _cases(options)
+    data = opened(options.data)
+    held = f", those that fold {options.fold} held back" if options.samples else ""
+    if isinstance(data, PictureFolder):
+        files = options.out / JSON_FILE, options.out / PAGE_FILE
+        return measure_pictures(data, cases.names, bundle, options.runtime, files, counting, held=held)
     records, faults = _judged(options, cases, counting)
     if not records:
         raise NoImagesError(
             "no study could be scored", where=str(options.data), fix=next(iter(faults.values())).message
         )
-    kind = opened(options.data).kind
-    held = f", those that fold {options.fold} held back" if options.samples else ""
     figures = figures_of(
         records,
         method=f"{bundle.manifest.name} {bundle.manifest.version}",
-        data=f"{options.data.resolve().name} ({kind}){held}",
+        data=f"{options.data.resolve().name} ({data.kind}){held}",
         sizes=bundle_sizes(bundle),
         threads=1 if options.workers > 1 else None,
         faults={name: error.message for name, error in faults.items()},

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cspine.cli import console
 from cspine.cli.evaluate import counting
 from cspine.cli.extras import require
+
+if TYPE_CHECKING:
+    from cspine.inference.bundle import StageName
+
+
+class OnlyChoice(StrEnum):
+    """Which network may stand alone in a bundle."""
+
+    LOCATOR = "locator"
+    CLASSIFIER = "classifier"
 
 
 def export(
@@ -32,6 +43,10 @@ def export(
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     half: Annotated[bool, typer.Option(help="Store large weights in float16.")] = True,
     name: Annotated[str | None, typer.Option(help="Name of the bundle (default: the recipe's).")] = None,
+    only: Annotated[
+        OnlyChoice | None,
+        typer.Option(help="Pack this network alone. A classifier of images then judges single pictures, no volume."),
+    ] = None,
 ) -> None:
     """Write ONNX files, check them in both runtimes, calibrate, record a phantom, and vouch for every byte."""
     require("train", for_what="cspine export")
@@ -41,8 +56,13 @@ def export(
     from cspine.training.export import calibrate_bundle, export_bundle
 
     screen = console.stderr()
-    bundle = export_bundle(run, out, samples=data, half=half, name=name, sources=sources)
+    alone: StageName | None = None if only is None else "locator" if only is OnlyChoice.LOCATOR else "classifier"
+    bundle = export_bundle(run, out, samples=data, half=half, name=name, sources=sources, only=alone)
     screen.print(f"the networks answer as torch does, in OpenVINO and ONNX Runtime: {out}", soft_wrap=True)
+    if not bundle.manifest.judges_volumes:
+        screen.print("it judges single pictures: there is no phantom to calibrate on, or to record", soft_wrap=True)
+        typer.echo(f"{out} {bundle.sha256}")
+        return
     # A method that only locates has no probabilities to calibrate.
     if calibrate and "classifier" in bundle.manifest.stages:
         records = []

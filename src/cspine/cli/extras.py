@@ -40,6 +40,7 @@ EXTRAS: tuple[Extra, ...] = (
         ("torch", "lightning", "onnx", "onnxscript", "matplotlib", "sklearn", "pytorch_grad_cam"),
     ),
     Extra("yolo", "YOLO locators (Ultralytics, AGPL-3.0)", ("ultralytics",)),
+    Extra("dicom", "results as DICOM, FHIR, HL7 and PDF", ("highdicom", "fhir", "hl7apy", "reportlab")),
     Extra("web", "libraries of the web application, still to be built", ("flask", "flask_security", "sqlalchemy")),
     Extra("node", "libraries of the DICOM node, still to be built", ("pynetdicom", "highdicom", "dbos")),
     Extra("desktop", "libraries of the desktop application, still to be built", ("PySide6", "pyqtgraph")),

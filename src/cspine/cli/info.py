@@ -23,13 +23,18 @@ def info(
 ) -> None:
     """List the series of an input, and say which one would be judged and why the others would not.
 
-    Only headers are read.
+    Only headers are read. Of pictures it says how many there are.
     """
     from cspine.studies.files import StoredFile
+    from cspine.studies.pictures import pictures_in
     from cspine.studies.study import is_nifti
 
     if study.is_file() and is_nifti(StoredFile(study.name, study.stat().st_size, study)):
         stdout().print(describe_nifti(study), markup=False, soft_wrap=True)
+        return
+    if count := len(pictures_in(study)):
+        what = "one picture" if count == 1 else f"{count} pictures, each"
+        stdout().print(f"{what} judged on its own by a bundle that was trained for pictures", soft_wrap=True)
         return
     stdout().print(table_of_series(study), markup=False)
 

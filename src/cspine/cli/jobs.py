@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cspine.errors import UsageError
+from cspine.reports import FORMATS
 from cspine.studies import study_name
 
 FINDINGS_FILE = "findings.json"
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.csv"
-RESULT_FILES = (FINDINGS_FILE, "report.html", RUN_FILE, SUMMARY_FILE)
+RESULT_FILES = (RUN_FILE, SUMMARY_FILE, *(form.file for form in FORMATS.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,12 +82,18 @@ class StudyJudge:
         options = self._options
         self._progress.step(0.0, "opening")
         volume = open_study(job.source, series=options.series, scale=options.scale, threads=options.threads)
+        series = None
+        if reports.wants_series(options.formats, dicom=volume.source.kind == "dicom"):
+            # Before anything is judged: a study that cannot have these results is refused at once.
+            from cspine.reports.dicom_source import read_source
+
+            series = read_source(job.source, volume.source)
         if self._predictor is None:
             self._progress.step(0.1, "loading the model")
             self._predictor = Predictor(self._bundle, runtime=options.runtime.value, threads=options.threads)
         prediction = self._predictor.predict_full(volume, progress=self._progress.step)
         self._progress.step(0.95, "writing the report")
-        reports.write(prediction, volume, job.folder, formats=options.formats)
+        reports.write(prediction, volume, job.folder, formats=options.formats, series=series)
         findings: Findings = prediction.findings
         return findings
 
@@ -96,7 +102,9 @@ def predict(
     studies: Annotated[
         list[Path],
         typer.Argument(
-            metavar="STUDY", help="Folder or zip of DICOM files, one DICOM file, or NIfTI.", show_default=False
+            metavar="STUDY",
+            help="Folder or zip of DICOM files, one DICOM file, or NIfTI; or pictures.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -115,7 +123,11 @@ def predict(
     runtime: Annotated[RuntimeName, typer.Option(help="What runs the networks.")] = RuntimeName.OPENVINO,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; all when not given.")] = None,
     formats: Annotated[
-        str, typer.Option(metavar="LIST", help="What to write for a study: json, html, csv.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What to write for a study: json, html, csv, seg, sr, sc, gsps, pdf, dicom-pdf, fhir, hl7.",
+        ),
     ] = "json,html",
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Keep finished results whose input has not changed.")
@@ -129,11 +141,20 @@ def predict(
 
     One study goes to OUT itself, several go to OUT/<name>. A bad study does not stop the others: its findings.json
     says why it was refused.
+
+    Single pictures (PNG, JPEG, TIFF, DICOM slices that are no volume, folders of these) are judged by a bundle that was
+    trained for them: writes pictures.json, pictures.csv and pictures.html for all.
     """
+    from cspine.cli.pictures import given_pictures, predict_pictures
     from cspine.studies.intensity import parse_scale
 
     options = Options(series, parse_scale(scale), runtime, threads, parse_formats(formats))
-    run(studies, out, options, bundle=bundle, resume=resume, verbosity=Verbosity.of(quiet=quiet, verbose=verbose))
+    verbosity = Verbosity.of(quiet=quiet, verbose=verbose)
+    pictures = given_pictures(studies, bundle)
+    if pictures is not None:
+        predict_pictures(pictures, out, options, bundle=bundle, verbosity=verbosity)
+        return
+    run(studies, out, options, bundle=bundle, resume=resume, verbosity=verbosity)
 
 
 def run(
@@ -208,7 +229,9 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
     Raises:
         UsageError: an unknown format.
+        MissingExtraError: a format needs an optional part that is not installed.
     """
+    from cspine.cli.extras import require
     from cspine.errors import UsageError
     from cspine.reports import FORMATS
 
@@ -216,4 +239,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     unknown = sorted(wanted - set(FORMATS))
     if unknown:
         raise UsageError(f"unknown format '{unknown[0]}'", where="--formats", fix=f"Choose from: {', '.join(FORMATS)}")
+    for name in FORMATS:
+        if name in wanted and FORMATS[name].extra:
+            require(FORMATS[name].extra, for_what=f"--formats {name}")
     return tuple(name for name in FORMATS if name == "json" or name in wanted)

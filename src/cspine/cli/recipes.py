@@ -72,9 +72,7 @@ def _summary(recipe: Recipe) -> dict[str, Any]:
 
 
 def _stages(recipe: Recipe) -> dict[str, Any]:
-    """The networks that ``cspine train`` trains for a recipe; a judge of single pictures has no others."""
-    if recipe.slice is not None:
-        return {"slice": recipe.slice}
+    """The networks that ``cspine train`` trains for a recipe."""
     return {str(name): stage for name, stage in recipe.stages().items()}
 
 

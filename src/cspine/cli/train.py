@@ -18,9 +18,9 @@ from cspine.errors import NoImagesError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cspine.training.fit import FitOptions, Trainable
+    from cspine.training.fit import FitOptions, StageName
     from cspine.training.recipe import Recipe, Stage
-    from cspine.training.recipe_stages import PlanarStage, SliceStage
+    from cspine.training.recipe_stages import PlanarStage
 
 
 class StageChoice(StrEnum):
@@ -140,18 +140,14 @@ def train(
     _fit_all(recipe, chosen, stages, source, samples, out, options, start)
 
 
-def _stages(recipe: Recipe, choice: StageChoice) -> dict[Trainable, Stage | SliceStage]:
-    """The networks to train, in order; a recipe for single pictures is one network.
+def _stages(recipe: Recipe, choice: StageChoice) -> dict[StageName, Stage]:
+    """The networks to train, in order.
 
     Raises:
         UsageError: the recipe has no such network.
     """
-    if recipe.slice is not None:
-        return {"slice": recipe.slice}
     every = recipe.stages()
-    chosen: dict[Trainable, Stage | SliceStage] = {
-        name: stage for name, stage in every.items() if choice in (StageChoice.ALL, name)
-    }
+    chosen: dict[StageName, Stage] = {name: stage for name, stage in every.items() if choice in (StageChoice.ALL, name)}
     if not chosen:
         raise UsageError(f"the recipe {recipe.name} has no {choice}", where="--stage", fix=f"It has {', '.join(every)}")
     return chosen
@@ -160,7 +156,7 @@ def _stages(recipe: Recipe, choice: StageChoice) -> dict[Trainable, Stage | Slic
 def _fit_all(
     path: str,
     recipe: Recipe,
-    stages: Mapping[Trainable, Stage | SliceStage],
+    stages: Mapping[StageName, Stage],
     source: _Source,
     samples: Path,
     out: Path,
@@ -183,7 +179,7 @@ def _fit_all(
 
 
 def _samples(
-    source: _Source, out: Path, recipe: Recipe, stages: Mapping[Trainable, Stage | SliceStage], bundle: Path | None
+    source: _Source, out: Path, recipe: Recipe, stages: Mapping[StageName, Stage], bundle: Path | None
 ) -> Path:
     """The folder of samples; those of labelled studies are prepared first, as far as that was not done before.
 
@@ -215,7 +211,7 @@ def _prepare(
     source: _Source,
     samples: Path,
     recipe: Recipe,
-    stages: Mapping[Trainable, Stage | SliceStage],
+    stages: Mapping[StageName, Stage],
     bundle: Path | None,
 ) -> None:
     """Prepare what these networks learn from.
@@ -252,7 +248,7 @@ def _holds_samples(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file() or any((folder / kind).is_dir() for kind in KINDS)
 
 
-def _require_lessons(stages: Mapping[Trainable, Stage | SliceStage], samples: Path) -> None:
+def _require_lessons(stages: Mapping[StageName, Stage], samples: Path) -> None:
     """Every network must find something to learn in the samples.
 
     Raises:

@@ -16,7 +16,10 @@ PHANTOM_NOTICE = (
     "The cases are phantoms. Phantoms rank methods; they predict nothing about patients, and no number here may be "
     "set beside one that was measured on people."
 )
-NOTICE = "Every method was trained on the same cases with the same number of images, and scored on the same others."
+NOTICE = (
+    "Every method was trained on the same cases, with the same number of examples for all networks of a kind, and "
+    "scored on the same others."
+)
 BUDGET_NOTICE = (
     "All networks were trained far shorter than their documents ask for, so the table says how far a method gets "
     "with this little, and nothing about how far it gets."

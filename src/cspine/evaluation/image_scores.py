@@ -23,6 +23,20 @@ def image_scores(records: Sequence[CaseRecord]) -> Images | None:
     truth = np.array([[int(level) in shown for level in LEVELS] for _, item in kept for shown in item.visible])
     answer = np.array([row for _, item in kept for row in item.answers], dtype=np.float64)
     patient = np.concatenate([np.full(len(item.visible), k) for k, item in kept])
+    return shown_scores(truth, answer, patient, fracture_auc=_fracture_auc(records))
+
+
+def shown_scores(
+    truth: Bools, answer: NDArray[np.float64], patient: NDArray[np.int64], *, fracture_auc: Estimate | None = None
+) -> Images:
+    """Figures of "which of C1 to C7 does this image show".
+
+    Args:
+        truth: bool ``[n, 7]``.
+        answer: probabilities ``[n, 7]``.
+        patient: number of each image's patient ``[n]``; intervals resample patients.
+        fracture_auc: of "does it show a fracture".
+    """
     called = answer >= 0.5
     some = np.asarray(truth.any(axis=1))
     levels = np.asarray(truth.any(axis=0))
@@ -36,7 +50,7 @@ def image_scores(records: Sequence[CaseRecord]) -> Images | None:
         coverage_error=_coverage(truth[some], answer[some]),
         shown=float(truth[some].sum(axis=1).mean()) if some.any() else None,
         f1={level.name: float(f1[level.index]) for level in LEVELS if levels[level.index]},
-        fracture_auc=_fracture_auc(records),
+        fracture_auc=fracture_auc,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cspine.evaluation.comparison import HEADS, READING, REFERENCE, Comparison, auc_of, cells_of, headline, shown
-from cspine.evaluation.scores import Estimate, Figures, YesNo
+from cspine.evaluation.scores import Estimate, Figures, Images, PictureFigures, YesNo
 
 # The forest plot begins here unless a method is worse.
 FOREST_FROM = 0.4
@@ -31,6 +32,17 @@ def evaluation_page(figures: Figures) -> bytes:
         found=_found(figures),
         time=f"{shown(figures.seconds, 2)} s a study (median), "
         + (f"{figures.threads} processor threads." if figures.threads else "all processor threads."),
+    )
+
+
+def pictures_page(figures: PictureFigures) -> bytes:
+    """All figures of one method on single pictures as UTF-8. Same input, same bytes."""
+    return _render(
+        "pictures.html",
+        figures=figures,
+        rows=_judging_rows((figures.fracture,)),
+        bins=[(row.predicted, row.observed) for row in figures.fracture.reliability],
+        found=_images_rows(figures.levels) if figures.levels else [],
     )
 
 
@@ -58,25 +70,31 @@ def comparison_page(comparison: Comparison, reference: str = REFERENCE) -> bytes
 
 def _fracture_rows(figures: Figures) -> list[tuple[str, str, str]]:
     """The table of figures of fractures: name, a vertebra, a patient."""
-    pair = (figures.vertebra, figures.patient)
+    rows = [(name, a, b) for name, a, b in _judging_rows((figures.vertebra, figures.patient))]
+    rows.append(("false alarms a study", shown(figures.false_alarms, 2), "–"))
+    rows.append(("RSNA 2022 competition score", "–", shown(figures.competition_score, 4)))
+    return rows
+
+
+def _judging_rows(asked: Sequence[YesNo]) -> list[tuple[str, ...]]:
+    """Figures of yes/no questions: name, then the text for each question."""
     names = {
         "AUC": "auc", "AUC with DeLong's interval": "auc_delong", "area of precision and recall": "average_precision",
         "accuracy": "accuracy", "sensitivity (recall)": "sensitivity", "specificity": "specificity",
         "precision": "precision", "F1": "f1", "Cohen's kappa": "kappa",
     }  # fmt: skip
-    rows = [(name, *(shown(getattr(one, field)) for one in pair)) for name, field in names.items()]
-    rows.append(("confusion: true and false alarms, misses, true silence", *(_confusion(one) for one in pair)))
+    rows: list[tuple[str, ...]] = []
+    rows += [(name, *(shown(getattr(one, field)) for one in asked)) for name, field in names.items()]
+    rows.append(("confusion: true and false alarms, misses, true silence", *(_confusion(one) for one in asked)))
     for key in ("0.9", "0.95"):
         name = f"sensitivity at {float(key):.0%} specificity"
-        rows.append((name, *(shown(one.sensitivity_at.get(key)) for one in pair)))
+        rows.append((name, *(shown(one.sensitivity_at.get(key)) for one in asked)))
     for key in ("0.04", "0.1", "0.476"):
         name = f"predictive value at {float(key) * 100:g} % prevalence: own threshold, and at 95 % specificity"
-        rows.append((name, *(_values(one, key) for one in pair)))
+        rows.append((name, *(_values(one, key) for one in asked)))
     scores = {"log loss": "log_loss", "Brier score": "brier", "calibration error (ECE)": "calibration_error"}
-    rows += [(name, *(shown(getattr(one, field)) for one in pair)) for name, field in scores.items()]
-    rows.append(("false alarms a study", shown(figures.false_alarms, 2), "–"))
-    rows.append(("RSNA 2022 competition score", "–", shown(figures.competition_score, 4)))
-    return [(name, a, b) for name, a, b in rows]
+    rows += [(name, *(shown(getattr(one, field)) for one in asked)) for name, field in scores.items()]
+    return rows
 
 
 def _values(one: YesNo, key: str) -> str:
@@ -100,13 +118,7 @@ def _found(figures: Figures) -> list[tuple[str, str]]:
         ("Dice of the cervical spine as one", shown(where.spine_dice)),
     ]
     if figures.images:
-        images = figures.images
-        rows += [
-            (f"macro-F1 of {images.count} axial images", shown(images.macro_f1)),
-            ("exact match ratio", shown(images.exact_match)),
-            ("coverage error", f"{shown(images.coverage_error)}; {shown(images.shown)} would be perfect"),
-            ("AUC of images with a fracture", shown(images.fracture_auc)),
-        ]
+        rows += [*_images_rows(figures.images), ("AUC of images with a fracture", shown(figures.images.fracture_auc))]
     if figures.boxes:
         boxes = figures.boxes
         rows += [
@@ -123,6 +135,14 @@ def _found(figures: Figures) -> list[tuple[str, str]]:
             ("IoU of marks that hit, in 3D", shown(figures.froc.iou)),
         ]
     return rows
+
+
+def _images_rows(images: Images) -> list[tuple[str, str]]:
+    return [
+        (f"macro-F1 of {images.count} axial images", shown(images.macro_f1)),
+        ("exact match ratio", shown(images.exact_match)),
+        ("coverage error", f"{shown(images.coverage_error)}; {shown(images.shown)} would be perfect"),
+    ]
 
 
 def _value(value: Estimate | float | None, digits: int = 3) -> str:

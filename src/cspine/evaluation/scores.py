@@ -243,3 +243,35 @@ class Figures(_Model):
     seconds: Number = None
     threads: int | None = None
     not_scored: dict[str, str] = {}
+
+
+class PictureFigures(_Model):
+    """All figures of one method on single pictures.
+
+    Attributes:
+        method: what was scored.
+        data: on what, in words.
+        pictures: how many.
+        patients: that they are of, as far as anything says so; intervals resample these.
+        bundle: SHA-256 of the bundle.
+        judges: the method answers whether a picture shows a fracture.
+        fracture: the yes/no figures of that, on pictures where it is known; called from ``threshold`` on.
+        threshold: probability.
+        levels: figures of "which vertebrae does it show", on pictures where that is known; None without such.
+        networks: size of each network.
+        seconds: mean time a picture.
+        not_scored: studies that could not be opened, by name, and why.
+    """
+
+    method: str
+    data: str
+    pictures: int
+    patients: int
+    bundle: str
+    judges: bool
+    fracture: YesNo
+    threshold: float
+    levels: Images | None = None
+    networks: tuple[NetworkSize, ...] = ()
+    seconds: Number = None
+    not_scored: dict[str, str] = {}

@@ -34,6 +34,27 @@ def window(image: Array, level: float = 500.0, width: float = 2000.0) -> Image:
     return _between(as_image(image), level - width / 2, level + width / 2, 0.0, 1.0)
 
 
+def as_picture(
+    image: Array, level: float, width: float, shown_level: float = 600.0, shown_width: float = 1800.0
+) -> Image:
+    """HU as what is left of them in a picture of 8 bits: 256 grey levels of one window.
+
+    Args:
+        image: HU.
+        level: of the window that the picture is made with.
+        width: of that window, HU.
+        shown_level: of the window that a reader who does not know it takes instead.
+        shown_width: of that window, HU.
+
+    Returns:
+        the HU that the second window shows so: black is ``shown_level - shown_width / 2``.
+    """
+    if shown_width <= 0:
+        raise UsageError(f"expected a window wider than 0 HU, got {shown_width}")
+    grey = np.rint(window(image, level, width) * np.float32(255))
+    return np.asarray(shown_level - shown_width / 2 + grey * np.float32(shown_width / 255), dtype=np.float32)
+
+
 def standardise(image: Array, mean: float | None = None, deviation: float | None = None) -> Image:
     """Z-score: ``(image - mean) / deviation``, with the image's own unless told; a constant image becomes 0."""
     image = as_image(image)
@@ -159,6 +180,21 @@ class Window(ImageStep):
     def image(self, image: Image, rng: np.random.Generator, /) -> Image:
         """See ``window``."""
         return window(image, drawn(self.level, rng), drawn(self.width, rng))
+
+
+class AsPicture(ImageStep):
+    """HU go through a window and 8 bits, and are read as if another window had made them: an unknown picture."""
+
+    kind: Literal["as-picture"] = "as-picture"
+    level: Span = Field(default=(200.0, 900.0), description="HU")
+    width: PositiveSpan = Field(default=(900.0, 3500.0), description="HU")
+    shown_level: float = Field(default=600.0, description="HU, of the window it is read with")
+    shown_width: float = Field(default=1800.0, gt=0, description="HU, of the window it is read with")
+
+    def image(self, image: Image, rng: np.random.Generator, /) -> Image:
+        """See ``as_picture``."""
+        level, width = drawn(self.level, rng), drawn(self.width, rng)
+        return as_picture(image, level, width, self.shown_level, self.shown_width)
 
 
 class Standardise(ImageStep):

@@ -46,7 +46,7 @@ def _by_kind(*classes: type[Kind]) -> dict[str, type[Kind]]:
 
 # What a recipe can name, by kind: changes to a sample, to a batch, to a data set, and descriptions of a sample.
 STEPS: dict[str, type[Step]] = _by_kind(
-    intensity.Rescale, intensity.Percentiles, intensity.Window, intensity.Standardise,
+    intensity.Rescale, intensity.Percentiles, intensity.Window, intensity.AsPicture, intensity.Standardise,
     intensity.Contrast, intensity.Gamma, intensity.Equalise, intensity.Clahe,
     filters.Gaussian, filters.Median, filters.MotionBlur, filters.Sharpen, filters.Noise,
     artefacts.KeepBody, artefacts.ClipMetal,

@@ -28,9 +28,8 @@ MAX_FILE_BYTES = 1 << 30
 DEFAULT_NAME = "base"
 
 StageName = Literal["detector", "locator", "refiner", "classifier"]
-# In the order in which they run; only the locator cannot be done without.
+# In the order in which they run. Volumes cannot be judged without a locator, single pictures can.
 STAGES: tuple[StageName, ...] = ("detector", "locator", "refiner", "classifier")
-NEEDED: tuple[StageName, ...] = ("locator",)
 Precision = Literal["f32", "bf16"]
 # Plain names only: no separators, no drive, no leading dot, so a name cannot leave the folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -72,7 +71,8 @@ class Manifest(_Model):
         recipe: name of the recipe that trained it.
         trained_on: one sentence for findings.
         stages: the networks: a ``locator``; mostly a ``classifier``, which may be the locator's own network; a
-            ``refiner`` where masks follow the bone at 1 mm; a ``detector`` where images are cut to what it finds.
+            ``refiner`` where masks follow the bone at 1 mm; a ``detector`` where images are cut to what it finds. A
+            planar classifier may stand alone: such a bundle judges single pictures and no volume.
         types: fracture types in the order of the classifier's ``types`` output.
         type_levels: levels at which a type can occur; a type that is not listed can occur anywhere.
         calibration: fitted numbers, see ``combiner``.
@@ -96,9 +96,9 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        for name in NEEDED:
-            if name not in self.stages:
-                raise ValueError(f"stages needs a {name}")
+        alone = self.stages.get("classifier")
+        if "locator" not in self.stages and (set(self.stages) != {"classifier"} or not alone or not alone.planar):
+            raise ValueError("stages needs a locator, or a planar classifier alone")
         for stage in self.stages.values():
             if stage.file not in self.files:
                 raise ValueError(f"{stage.file} is used by a stage but not in files")
@@ -106,6 +106,11 @@ class Manifest(_Model):
         if unknown:
             raise ValueError(f"type_levels names {unknown[0]}, which is not in types")
         return self
+
+    @property
+    def judges_volumes(self) -> bool:
+        """There is a locator; without one only single pictures can be judged."""
+        return "locator" in self.stages
 
     def sharing(self, stage: StageName) -> tuple[StageName, ...]:
         """The stages that one network serves, this one among them."""

@@ -99,33 +99,33 @@ def ask(
     parts: list[dict[str, NDArray[np.generic] | tuple[Image, ...]]] = []
     for start in range(0, grid.count, BATCH):
         answer = network({"image": images(volume, grid, use.view, start, BATCH)})
-        _check(answer, use)
+        check(answer, use)
         count = min(BATCH, grid.count - start)
         if take is not None and "levels" in use.heads:
             take(grid, start, np.clip(answer["levels"][:count], 0, 1))
-        parts.append(_kept(answer, use.heads, count))
+        parts.append(kept(answer, use.heads, count))
         if progress is not None:
             progress((start + count) / grid.count)
     joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     return PlaneAnswers(grid, **joined)  # type: ignore[arg-type]
 
 
-def _kept(answer: Tensors, heads: Sequence[Head], count: int) -> dict[str, NDArray[np.generic] | tuple[Image, ...]]:
-    """What is kept of a batch of which the first ``count`` images are real."""
-    kept: dict[str, NDArray[np.generic] | tuple[Image, ...]] = {}
+def kept(answer: Tensors, heads: Sequence[Head], count: int) -> dict[str, NDArray[np.generic] | tuple[Image, ...]]:
+    """What is kept of a batch of which the first ``count`` images are real; fields as in ``PlaneAnswers``."""
+    out: dict[str, NDArray[np.generic] | tuple[Image, ...]] = {}
     for name in ("visible", "broken", "types"):
         if name in heads:
-            kept[name] = np.clip(answer[name][:count], 0, 1)
+            out[name] = np.clip(answer[name][:count], 0, 1)
     if "slice" in heads:
-        kept["slice"] = np.clip(answer["slice"][:count, 0], 0, 1)
+        out["slice"] = np.clip(answer["slice"][:count, 0], 0, 1)
     if "fracture" in heads:
-        kept["fracture"] = np.clip(answer["fracture"][:count, 0], 0, 1).astype(np.float16)
+        out["fracture"] = np.clip(answer["fracture"][:count, 0], 0, 1).astype(np.float16)
     if "heat" in answer:
-        kept["heat"] = _form(answer["heat"][:count, 0])
+        out["heat"] = _form(answer["heat"][:count, 0])
     if "boxes" in heads:
         pairs = zip(answer["boxes"][:count], answer["scores"][:count], strict=True)
-        kept["boxes"] = tuple(suppressed(boxes, scores) for boxes, scores in pairs)
-    return kept
+        out["boxes"] = tuple(suppressed(boxes, scores) for boxes, scores in pairs)
+    return out
 
 
 def _form(heat: Image) -> NDArray[np.float16]:
@@ -143,7 +143,7 @@ def _joined(parts: Sequence[NDArray[np.generic] | tuple[Image, ...]]) -> NDArray
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def _check(answer: Mapping[str, Tensor], use: PlanarUse) -> None:
+def check(answer: Mapping[str, Tensor], use: PlanarUse) -> None:
     """Every head is there, finite, and of the shape that ``planar.HEADS`` says.
 
     Raises:

@@ -6,7 +6,7 @@ the same sharpness and noise everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,13 @@ def planar_volume(volume: Volume) -> Volume:
     pixel = max(x * volume.shape[2], y * volume.shape[1]) / STORED_SIZE
     wanted = (max(x, pixel), max(y, pixel), max(z, STORED_STEP_MM))
     return volume if np.allclose(wanted, (x, y, z), rtol=1e-3) else volume.resampled(wanted)
+
+
+def picture_volume(volume: Volume) -> Volume:
+    """Pictures that lie anywhere, at most ``STORED_SIZE`` pixels along the longer side; never mixed with each other."""
+    x, y, z = volume.spacing
+    pixel = max(x * volume.shape[2], y * volume.shape[1]) / STORED_SIZE
+    return volume.resampled((max(x, pixel), max(y, pixel), z))
 
 
 def planar_labels(labels: Volume, like: Volume) -> Volume:
@@ -127,6 +134,42 @@ def as_channels(planes: NDArray[np.float32], view: PlanarView) -> Images:
     count = len(planes) - 2 * view.neighbours
     parts = [shown[k : k + count] for k in range(2 * view.neighbours + 1)]
     return np.concatenate(parts, axis=1)
+
+
+def grey_as_hu(volume: Volume, view: PlanarView) -> tuple[Volume, float]:
+    """Grey levels 0..255 as the HU that the view's first window shows so, and the HU that it shows black."""
+    level, width = view.windows[0]
+    black = level - width / 2
+    return replace(volume, hu=black + volume.hu.astype(np.float32) * np.float32(width / 255)), black
+
+
+def grey_channels(plane: NDArray[np.float32], view: PlanarView) -> Images:
+    """What ``grey_as_hu`` gave, cut to ``[H, W]`` → input ``[C, H, W]``: the first window alone, in every channel."""
+    first = view.model_copy(update={"windows": view.windows[:1], "neighbours": 0})
+    return np.repeat(as_channels(plane[None], first)[0], view.channels, axis=0)
+
+
+def picture_input(volume: Volume, view: PlanarView, *, grey: bool) -> tuple[Images, PlaneGrid]:
+    """A picture as a network sees it: on its own, so that it is its own neighbour. Training shows pictures so too.
+
+    Args:
+        volume: one picture ``[1, y, x]``, what ``picture_volume`` gives, with a diagonal affine.
+        view: size, windows and neighbours.
+        grey: the picture holds grey levels 0..255 instead of HU.
+
+    Returns:
+        the input ``[C, size, size]``, -1 to 1, and where its pixels lie.
+    """
+    grid = plane_grid(volume, view)
+    # One image, on the picture itself, however far images of a scan are apart.
+    affine = grid.affine.copy()
+    affine[2, 2], affine[2, 3] = volume.affine[2, 2], volume.affine[2, 3]
+    grid = PlaneGrid(affine, 1, grid.size, grid.plane)
+    if grey:
+        volume, black = grey_as_hu(volume, view)
+        return grey_channels(sample_planes(volume, grid, 0, 1, fill=black)[0], view), grid
+    planes = np.repeat(sample_planes(volume, grid, 0, 1), 2 * view.neighbours + 1, axis=0)
+    return as_channels(planes, view)[0], grid
 
 
 def _window(hu: NDArray[np.float32], level: float, width: float) -> Images:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cspine import __version__
 from cspine.anatomy import LEVELS, Level
-from cspine.errors import StudyWarning
+from cspine.errors import BundleError, StudyWarning
 from cspine.findings import BundleProvenance, Findings, Provenance, WarningItem
 from cspine.inference import answers, stacks
 from cspine.inference.answers import Opinion
@@ -25,11 +25,12 @@ from cspine.inference.evidence import EvidenceMap
 from cspine.inference.judge import Verdict, level_warnings, resolution_warning, verdicts
 from cspine.inference.levels import LevelMap, LevelSettings, find_levels
 from cspine.inference.locate import WINDOW, locate
+from cspine.inference.networks import Networks
 from cspine.inference.planar_answers import ImageAnswers
 from cspine.inference.planar_run import PlanarRun
 from cspine.inference.refine import WINDOW as REFINER_WINDOW
 from cspine.inference.refine import Refined, refine
-from cspine.inference.runtime import Network, Runtime, make_runtime
+from cspine.inference.runtime import Runtime, make_runtime
 from cspine.volume import Volume
 
 Progress = Callable[[float, str], None]
@@ -88,7 +89,7 @@ class Predictor:
         precision: ``auto`` takes the fastest that the bundle's gate allows and the processor has.
 
     Raises:
-        BundleError: the bundle is not usable.
+        BundleError: the bundle is not usable, or judges single pictures alone.
         UsageError: unknown runtime or number of threads.
     """
 
@@ -101,17 +102,18 @@ class Predictor:
         precision: Precision | str = "auto",
     ) -> None:
         self.bundle = Bundle.default() if bundle is None else bundle
+        if not self.bundle.manifest.judges_volumes:
+            raise BundleError(
+                "the bundle has no locator: it judges single pictures and no volume",
+                where=self.bundle.manifest.name,
+                fix="Give it pictures, or take a bundle whose locator was trained too",
+            )
         self._runtime = make_runtime(runtime, threads) if isinstance(runtime, str) else runtime
-        self._precision = precision
-        self._networks: dict[str, Network] = {}
+        self._network = Networks(self.bundle, self._runtime, precision)
 
     def precision_of(self, stage: StageName) -> Precision:
         """The precision that a stage runs in here; stages that share a network share it."""
-        wanted, manifest = self._precision, self.bundle.manifest
-        if wanted == "f32" or not self._runtime.supports("bf16"):
-            return "f32"
-        sharing = [stage] if stage not in manifest.stages else manifest.sharing(stage)
-        return "bf16" if wanted == "bf16" or all(manifest.tolerates(name, "bf16") for name in sharing) else "f32"
+        return self._network.precision_of(stage)
 
     def predict(self, volume: Volume, progress: Progress | None = None) -> Findings:
         """Findings of a CT volume; see ``predict_full``."""
@@ -161,13 +163,6 @@ class Predictor:
             logits={level.name: opinion.logit for level, opinion in opinions.items()},
             images=planar.images(levels),
         )
-
-    def _network(self, stage: StageName) -> Network:
-        """The loaded network of a stage."""
-        file = self.bundle.manifest.stages[stage].file
-        if file not in self._networks:
-            self._networks[file] = self._runtime.load(self.bundle.model(stage), self.precision_of(stage))
-        return self._networks[file]
 
     def _find_levels(self, volume: Volume, planar: PlanarRun, clock: _Clock) -> LevelMap:
         """Run the locator and name what it found."""

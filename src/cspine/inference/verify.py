@@ -102,6 +102,12 @@ def expectation_of(bundle: Bundle) -> tuple[Expectation, Volume]:
     Raises:
         BundleError: it carries none, or what it carries cannot be read.
     """
+    if not bundle.manifest.judges_volumes:
+        raise BundleError(
+            "the bundle judges single pictures, and no phantom can be judged with it",
+            where=bundle.manifest.name,
+            fix="Its digests are right; there is nothing else to verify",
+        )
     missing = [name for name in VERIFY_FILES if name not in bundle.files]
     if missing:
         raise BundleError(

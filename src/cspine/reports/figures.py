@@ -126,7 +126,7 @@ def level_pictures(report: ReportInput, item: LevelFinding) -> LevelPictures:
     if volume is None or not item.visible:
         return LevelPictures()
     ranked = sorted(item.evidence, key=lambda one: -one.score)
-    center = _center_of(item, ranked)
+    center = center_of(item, ranked)
     if center is None:
         return LevelPictures()
     if not ranked:
@@ -150,7 +150,7 @@ def _spread(slices: Sequence[int], step_mm: float) -> list[int]:
     return chosen
 
 
-def _center_of(item: LevelFinding, ranked: Sequence[Evidence]) -> Point | None:
+def center_of(item: LevelFinding, ranked: Sequence[Evidence]) -> Point | None:
     """Where to look: the body centre, or the strongest evidence when the body was not located."""
     if item.body_center_mm is not None or not ranked:
         return item.body_center_mm

@@ -18,6 +18,7 @@ from cspine.reports.inputs import ReportInput
 
 # Slices listed for a level; the rest is in findings.json.
 LISTED_EVIDENCE = 6
+TIMES = "Time of each step"
 Pairs = list[tuple[str, str, bool]]
 
 
@@ -98,9 +99,11 @@ def render(report: ReportInput) -> bytes:
             findings=findings,
             refused=not judged,
             name=(source.name if source else "") or "unnamed study",
-            created=findings.provenance.created.replace("T", " ").replace("+00:00", " UTC").replace("Z", " UTC"),
+            created=words.moment(findings.provenance.created),
             headline=words.headline(findings),
-            statement=_statement(findings),
+            statement=words.said(findings),
+            reading=words.reading(findings),
+            words=words,
             advice=words.advice(findings),
             rows=rows,
             not_judged=[row for row in rows if row.item.probability is None and (judged or row.item.visible)],
@@ -139,7 +142,7 @@ def provenance(findings: Findings) -> list[tuple[str, Pairs]]:
         steps = {name: value for name, value in made.seconds.items() if name != "total"}
         steps["together"] = words.seconds(made.seconds)
         times = [(name.replace("_", " "), f"{value:.2f}{words.NBSP}s", False) for name, value in steps.items()]
-        groups.append(("Time of each step", times))
+        groups.append((TIMES, times))
     return groups
 
 
@@ -161,15 +164,6 @@ def _input_pairs(findings: Findings) -> Pairs:
     ]
     pairs += [(key.replace("_", " "), str(value), False) for key, value in source.acquisition.items()]
     return [pair for pair in pairs if pair[1]]
-
-
-def _statement(findings: Findings) -> list[str]:
-    """The sentences under the headline; for a refused study its reasons."""
-    if findings.status != "refused":
-        return words.statement(findings)
-    return [words.sentence(warning.message) for warning in findings.warnings] or [
-        "Nothing in this study could be judged."
-    ]
 
 
 def _evidence_row(one: Evidence) -> EvidenceRow:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from cspine.findings import Evidence, Findings
 from cspine.reports.boxes import mm_corners
 from cspine.reports.images import ScalarField
 from cspine.volume import Volume
+
+if TYPE_CHECKING:
+    from cspine.reports.dicom_source import SourceSeries
 
 
 class Grid(Protocol):
@@ -57,6 +60,8 @@ class ReportInput:
         labels: mask of the vertebrae, or None.
         evidence: maps 0..1 by level name; empty when there are none.
         as_opened: whether slice indices and pixel boxes of the findings are those of ``volume``.
+        series: the DICOM series that was judged; None for other input, and where no format asks for it.
+        formats: names of all formats written together, so that one object can refer to another.
     """
 
     findings: Findings
@@ -64,17 +69,26 @@ class ReportInput:
     labels: ScalarField | None = None
     evidence: Mapping[str, ScalarField] = field(default_factory=dict)
     as_opened: bool = True
+    series: SourceSeries | None = None
+    formats: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, prediction: Predicted | Findings, volume: Volume | None) -> ReportInput:
+    def of(
+        cls,
+        prediction: Predicted | Findings,
+        volume: Volume | None,
+        series: SourceSeries | None = None,
+        formats: Iterable[str] = (),
+    ) -> ReportInput:
         """From a prediction or bare findings, and the volume that was judged (any axis order)."""
+        beside = frozenset(formats)
         shown = None if volume is None else volume.reoriented()
         same = volume is None or shown is None or bool(np.array_equal(volume.affine, shown.affine))
         if isinstance(prediction, Findings):
-            return cls(prediction, shown, as_opened=same)
+            return cls(prediction, shown, as_opened=same, series=series, formats=beside)
         maps = {name: ScalarField(grid.values, np.asarray(grid.affine)) for name, grid in prediction.evidence.items()}
         labels = ScalarField(prediction.labels, np.asarray(prediction.labels_affine))
-        return cls(prediction.findings, shown, labels, maps, same)
+        return cls(prediction.findings, shown, labels, maps, same, series, beside)
 
     def place_of(self, evidence: Evidence) -> tuple[int, tuple[float, float, float, float]]:
         """Slice of ``volume`` and box ``x_min, y_min, x_max, y_max`` in its pixels of a piece of evidence."""

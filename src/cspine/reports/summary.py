@@ -53,30 +53,30 @@ def row(study: str, findings: Findings, *, folder: str = "", status: str = "", e
     if not reason and findings.status == "refused" and findings.warnings:
         reason = findings.warnings[0].message
     cells: Row = {
-        "study": _text(study),
+        "study": text_cell(study),
         "status": status or findings.status,
         "patient_probability": _number(patient.probability),
         "patient_fracture": _flag(patient.fracture),
         "patient_threshold": _number(patient.threshold),
         "not_judged": " ".join(item.level for item in findings.levels if item.probability is None),
-        "warnings": _text(" ".join(item.code for item in findings.warnings)),
-        "reason": _text(reason),
-        "folder": _text(folder),
+        "warnings": text_cell(" ".join(item.code for item in findings.warnings)),
+        "reason": text_cell(reason),
+        "folder": text_cell(folder),
         "cspine": provenance.cspine,
-        "created": _text(provenance.created),
+        "created": text_cell(provenance.created),
         "seconds": f"{words.seconds(provenance.seconds):.1f}" if provenance.seconds else "",
     }
     for item in findings.levels:
         cells[f"{item.level}_visible"] = _flag(item.visible)
         cells[f"{item.level}_probability"] = _number(item.probability)
         cells[f"{item.level}_fracture"] = _flag(item.fracture)
-        cells[f"{item.level}_type"] = _text(item.type or "")
+        cells[f"{item.level}_type"] = text_cell(item.type or "")
     if provenance.input is not None:
         cells["input_sha256"] = provenance.input.sha256
-        cells["series_uid"] = _text(provenance.input.series_uid or "")
+        cells["series_uid"] = text_cell(provenance.input.series_uid or "")
     if provenance.bundle is not None:
-        cells["bundle"] = _text(provenance.bundle.name)
-        cells["bundle_version"] = _text(provenance.bundle.version)
+        cells["bundle"] = text_cell(provenance.bundle.name)
+        cells["bundle_version"] = text_cell(provenance.bundle.version)
     return {name: cells.get(name, "") for name in COLUMNS}
 
 
@@ -142,7 +142,7 @@ def _flag(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
 
-def _text(value: str) -> str:
+def text_cell(value: str) -> str:
     """Text that a spreadsheet takes for text, on one line."""
     # A file name may hold bytes that are no text; those become question marks.
     known = value.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")

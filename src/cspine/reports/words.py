@@ -9,6 +9,9 @@ from cspine.findings import Findings, LevelFinding
 NBSP = "\u00a0"
 MINUS = "\u2212"
 NOT_JUDGED = "not judged"
+RESEARCH = "Research use only, not a diagnosis."
+LIMITS = "Not a medical device. A low probability does not exclude a fracture."
+NOTHING_JUDGED = "Nothing in this study could be judged."
 
 _CHOOSE_SERIES = "List the series with cspine info STUDY and choose one that covers the neck with --series UID."
 _ADVICE = {
@@ -63,16 +66,24 @@ def names(levels: Sequence[LevelFinding]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def suspected(findings: Findings) -> bool | None:
+    """Whether a fracture is suspected anywhere; None when that was not judged, or not everywhere."""
+    patient = findings.patient.fracture
+    # Thresholds of patient and levels are fitted apart: what one level raises is never called clear.
+    if patient or any(item.fracture for item in findings.levels):
+        return True
+    return None if findings.status != "ok" else patient
+
+
 def headline(findings: Findings) -> str:
     """What is said of the patient, in a few words."""
     if findings.patient.fracture is None:
         return "Not judged"
     if findings.patient.fracture:
         return "Fracture suspected"
-    # Thresholds of patient and levels are fitted apart: what one level raises is never called clear.
-    suspected = [item.level for item in findings.levels if item.fracture]
-    if suspected:
-        return f"Possible fracture at {', '.join(suspected)}"
+    at = [item.level for item in findings.levels if item.fracture]
+    if at:
+        return f"Possible fracture at {', '.join(at)}"
     return "No fracture suspected" if findings.status == "ok" else "No fracture suspected in the levels judged"
 
 
@@ -88,9 +99,9 @@ def statement(findings: Findings) -> list[str]:
         if patient.threshold is not None:
             text += f", {'at or above' if patient.fracture else 'below'} the threshold of {percent(patient.threshold)}"
         said.append(text + ".")
-    suspected = sorted((item for item in judged if item.fracture), key=_by_probability)
-    if suspected:
-        listed = ", ".join(f"{item.level} ({percent(item.probability)})" for item in suspected)
+    raised = sorted((item for item in judged if item.fracture), key=_by_probability)
+    if raised:
+        listed = ", ".join(f"{item.level} ({percent(item.probability)})" for item in raised)
         said.append(f"Suspected at {listed}.")
     elif judged:
         top = min(judged, key=_by_probability)
@@ -98,6 +109,18 @@ def statement(findings: Findings) -> list[str]:
     if missing and judged:
         said.append(f"{names(missing)} {'was' if len(missing) == 1 else 'were'} not judged.")
     return said
+
+
+def said(findings: Findings) -> list[str]:
+    """The sentences under the headline; for a refused study its reasons."""
+    if findings.status != "refused":
+        return statement(findings)
+    return [sentence(warning.message) for warning in findings.warnings] or [NOTHING_JUDGED]
+
+
+def impression(findings: Findings) -> str:
+    """Headline and what stands under it, as running text."""
+    return " ".join([sentence(headline(findings)), *said(findings)])
 
 
 def _by_probability(item: LevelFinding) -> float:
@@ -109,6 +132,19 @@ def finding(item: LevelFinding) -> str:
     if item.fracture is None:
         return NOT_JUDGED
     return "suspected" if item.fracture else "not suspected"
+
+
+def verdict(item: LevelFinding) -> str:
+    """``Fracture suspected, 83 % (threshold 50 %), likely type dens II (60 %)`` or ``Not judged: not in the scan``."""
+    if item.fracture is None:
+        return f"Not judged: {why_not(item).rstrip('.')}"
+    text = f"Fracture {finding(item)}, {percent(item.probability)}"
+    if item.threshold is not None:
+        text += f" (threshold {percent(item.threshold)})"
+    if item.type:
+        text += f", likely type {fracture_type(item.type)}"
+        text += "" if item.type_confidence is None else f" ({percent(item.type_confidence)})"
+    return text
 
 
 def in_scan(item: LevelFinding) -> str:
@@ -127,6 +163,36 @@ def sentence(text: str) -> str:
     """A message as a sentence: a capital at the start, a full stop at the end."""
     text = text.strip()
     return text if not text else text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
+def reading(findings: Findings, *, tint: bool = True, numbered: bool = False) -> tuple[str, str]:
+    """How to read a report: what a probability means, and where things are.
+
+    Args:
+        findings: the result.
+        tint: whether its pictures are tinted with the evidence, or carry boxes only.
+        numbered: whether slices are called by the image numbers of a DICOM series, not counted.
+    """
+    bundle = findings.provenance.bundle
+    calibrated = "" if bundle is None else f" ({bundle.trained_on})"
+    slices = "Slices are counted from the feet, starting at 0."
+    if numbered:
+        slices = "Images have the numbers that they have in the series."
+    marks = "The warm tint and the boxes mark" if tint else "The boxes mark"
+    return (
+        f"A probability is calibrated: of 100 levels given 30{NBSP}%, about 30 were fractured in the data the bundle "
+        f"was calibrated on{calibrated}. Where fractures are rarer or patients differ, it means less. “Suspected” "
+        "says that the probability reaches the threshold, nothing more.",
+        f"{slices} Positions are in the scanner’s patient coordinates, in "
+        "millimetres: x to the patient’s left, y to the back, z to the head. Pictures show the patient’s left on the "
+        f"right. {marks} what spoke for a fracture; they are no outline of it. A finding outside the "
+        f"{'tint' if tint else 'boxes'} is not excluded.",
+    )
+
+
+def moment(iso: str) -> str:
+    """An ISO 8601 time in UTC for a person: ``2030-01-02 03:04:05 UTC``."""
+    return iso.replace("T", " ").replace("+00:00", " UTC").replace("Z", " UTC")
 
 
 def seconds(steps: Mapping[str, float]) -> float:

@@ -155,15 +155,21 @@ def _decode_rle(coded: bytes, fmt: PixelFormat) -> Stored:
     return out.view(np.dtype(f"<u{planes}")).reshape(fmt.rows, fmt.columns)
 
 
-def _inflate(data: bytes | memoryview, header: Header, fmt: PixelFormat) -> bytes:
-    """The whole deflated data set, under a cap that follows from the size the header gives."""
+def data_set_start(view: memoryview) -> int:
+    """Where the data set begins after preamble and group 0002 of a file that ``header.scan`` has read."""
     start = 132
-    view = memoryview(data)
     while bytes(view[start : start + 2]) == b"\x02\x00":
         vr = bytes(view[start + 4 : start + 6])
         long = vr in (b"OB", b"UN", b"UT", b"OW")
         length = struct.unpack_from("<I" if long else "<H", view, start + (8 if long else 6))[0]
         start += (12 if long else 8) + length
+    return start
+
+
+def _inflate(data: bytes | memoryview, header: Header, fmt: PixelFormat) -> bytes:
+    """The whole deflated data set, under a cap that follows from the size the header gives."""
+    view = memoryview(data)
+    start = data_set_start(view)
     cap = header.pixel_offset + fmt.frame_bytes * fmt.frames + AFTER_PIXELS_BYTES
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:

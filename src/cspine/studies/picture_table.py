@@ -24,12 +24,12 @@ from cspine.studies.label_table import PATIENT_COLUMNS, Row, Table, class_of, le
 from cspine.studies.rsna_tables import is_uid
 from cspine.studies.tags import STUDY_UID
 
-_GREY_ENDINGS, _DICOM_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff"), (".dcm", ".dicom", ".ima")
-ENDINGS = (*_GREY_ENDINGS, *_DICOM_ENDINGS)
+GREY_ENDINGS, _DICOM_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff"), (".dcm", ".dicom", ".ima")
+ENDINGS = (*GREY_ENDINGS, *_DICOM_ENDINGS)
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "image", "path"), ("label", "fractured", "fracture", "class")
 _STUDY_COLUMNS, _SLICE_COLUMNS = ("study", "studyinstanceuid", "study_id"), ("slice", "slice_number")
 # Folders of masks beside pictures.
-_ASIDE = {"masks", "labels", "fractures", "segmentations"}
+ASIDE = {"masks", "labels", "fractures", "segmentations"}
 _KEPT_FOR_TESTS = {"val", "valid", "validation", "test", "testing"}
 _UID = re.compile(r"\d+(?:\.\d+){3,}")
 
@@ -116,7 +116,7 @@ def listed_in_table(table: Table, files: Mapping[str, Path]) -> Listed:
             first[key], found[key] = row.where, picture
     for key, path in files.items():
         folders = {part.lower() for part in key.split("/")[:-1]}
-        if key not in seen and path not in aside and not folders & _ASIDE:
+        if key not in seen and path not in aside and not folders & ASIDE:
             faults[safe_name(key)] = StudyError(f"a picture without a row in {table.name}", where=key)
     return list(found.values()), faults
 
@@ -127,7 +127,7 @@ def listed_by_folder(files: Mapping[str, Path]) -> Listed:
     faults: dict[str, CspineError] = {}
     for key, path in files.items():
         folders = key.split("/")[:-1]
-        if {part.lower() for part in folders} & _ASIDE:
+        if {part.lower() for part in folders} & ASIDE:
             continue
         said = [flag for part in folders if (flag := class_of(part)) is not None]
         if not said:
@@ -205,7 +205,7 @@ def _differ_in_box(one: Picture, other: Picture) -> bool:
 def _study_of(path: Path, key: str) -> str:
     """The study that a DICOM file states, or a UID in the path of a picture; else empty."""
     file = StoredFile(key, path.stat().st_size, path)
-    if not key.lower().endswith(_GREY_ENDINGS):
+    if not key.lower().endswith(GREY_ENDINGS):
         try:
             uid = read_header(file).text(STUDY_UID).strip()
         except (NotDicomError, CspineError):

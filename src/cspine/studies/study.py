@@ -54,7 +54,7 @@ def open_study(
     """
     factors = parse_scale(scale)
     path = Path(path)
-    with _files_of(path) as files:
+    with files_of(path) as files:
         nifti = _only_nifti(files, path)
         if nifti is not None:
             if series is not None:
@@ -79,7 +79,7 @@ def list_series(path: str | Path) -> tuple[SeriesInfo, ...]:
         DamagedFileError: the only files that look like DICOM cannot be read.
     """
     path = Path(path)
-    with _files_of(path) as files:
+    with files_of(path) as files:
         found = find_instances(files)
         _require_images(found, files, path)
         return tuple(info(stack) for stack in stacks_of(found.instances))
@@ -97,8 +97,14 @@ def study_name(path: Path) -> str:
 
 
 @contextmanager
-def _files_of(path: Path) -> Iterator[list[StoredFile]]:
-    """The files behind a path; a zip stays open meanwhile."""
+def files_of(path: Path) -> Iterator[list[StoredFile]]:
+    """The files behind a path; a zip stays open meanwhile.
+
+    Raises:
+        UsageError: there is no such path.
+        DamagedFileError: a zip that cannot be read.
+        UnsafeArchiveError: a zip that escapes or explodes.
+    """
     if path.is_dir():
         yield in_folder(path)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,15 +53,18 @@ def add_figures(bundle: Path, table: str) -> Bundle:
     return write_bundle(bundle, files, fields)
 
 
-def trained_on(samples: Path, recipe: Recipe) -> str:
+def trained_on(samples: Path, recipe: Recipe, stages: Collection[StageName] | None = None) -> str:
     """One sentence on the samples of a run: how many phantoms, real scans and patients each stage saw.
 
     Args:
         samples: folder of the stages' samples.
         recipe: says which part was held back.
+        stages: only these of its networks; None for all.
     """
     parts, patients = [], False
     for name, stage in recipe.stages().items():
+        if stages is not None and name not in stages:
+            continue
         folder = samples / samples_folder(stage, name)
         names = [path.name for path in sample_paths(folder, held_back=False, fold=stage.fold)]
         scans = sum(name.startswith(SCAN) for name in names)
@@ -84,6 +87,9 @@ def model_card(recipe: Recipe, stages: Mapping[StageName, Exported], seen: str, 
         seen: from ``trained_on``.
         notes: paragraphs at the end: sources, licences, first weights.
     """
+    pictures = "locator" not in stages
+    reads = "single axial pictures of CT" if pictures else "CT in Hounsfield units that shows some of C1 to C7"
+    answers = "pictures.md" if pictures else "findings.md"
     rows = []
     for name, part in stages.items():
         facts = ", ".join(f"{value} {key}" for key, value in part.facts.items())
@@ -100,7 +106,7 @@ def model_card(recipe: Recipe, stages: Mapping[StageName, Exported], seen: str, 
             "**Research use only. Not a diagnosis, not a medical device.**",
             "",
             f"- Trained on: {seen}. Nothing is claimed about patients that it was not measured on.",
-            "- Input: CT in Hounsfield units that shows some of C1 to C7. Output: see docs/reference/findings.md.",
+            f"- Input: {reads}. Output: see docs/reference/{answers}.",
             "- Must not be used for: children, decisions about a patient, anything but CT.",
             "- Known weaknesses: hairline fractures of transverse and spinous processes, noise at the shoulders,",
             "  old fractures and vessels that look like fresh ones, anatomy that phantoms do not have.",

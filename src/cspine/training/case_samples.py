@@ -48,8 +48,8 @@ def kinds_for(recipe: Recipe, stages: Collection[str] | None = None) -> tuple[Sa
         recipe: the method.
         stages: only these of its networks; None for all.
     """
-    wanted: set[SampleKind] = {"classifier"} if recipe.slice is not None else set()
-    for name, stage in recipe.stages().items() if recipe.slice is None else ():
+    wanted: set[SampleKind] = set()
+    for name, stage in recipe.stages().items():
         if stages is None or name in stages:
             wanted.add(kind_for(name, stage))
     return tuple(kind for kind in KINDS if kind in wanted)
@@ -59,7 +59,7 @@ def kind_for(name: str, stage: object) -> SampleKind:
     """The kind of samples that one network learns from, which is also the name of their folder.
 
     Args:
-        name: of the stage; ``slice`` learns from the classifier's samples.
+        name: of the stage.
         stage: its configuration.
     """
     if isinstance(stage, PlanarStage):

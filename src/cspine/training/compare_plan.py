@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cspine.errors import RecipeError
 from cspine.inference.bundle import StageName
-from cspine.training.recipe import ClassifierStage, PlanarStage, Recipe, SequenceNetwork, Stage, load_recipe
+from cspine.training.recipe import ClassifierStage, PlanarStage, Recipe, SequenceNetwork, Stage
 
 
 class Budget(BaseModel):
@@ -115,19 +114,3 @@ def stage_key(recipe: Recipe, name: StageName, *, steps: int, data: str) -> str:
         "data": data,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def comparable(name_or_path: str) -> Recipe:
-    """A recipe that can be compared.
-
-    Raises:
-        RecipeError: invalid, or a judge of single pictures, which judges no study.
-    """
-    recipe = load_recipe(name_or_path)
-    if recipe.slice is not None:
-        raise RecipeError(
-            "a slice recipe judges single pictures; studies cannot be scored with it",
-            where=recipe.name,
-            fix="Leave it out",
-        )
-    return recipe

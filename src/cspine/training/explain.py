@@ -199,8 +199,6 @@ def judging_stage(recipe: Recipe) -> StageName:
     Raises:
         UsageError: it has none that heat can be computed for.
     """
-    if recipe.slice is not None:
-        raise UsageError("a recipe for single pictures judges no vertebra of a study", where=recipe.name)
     name: StageName = "locator" if recipe.classifier is None else "classifier"
     stage = recipe.stages()[name]
     if isinstance(stage, ClassifierStage):

@@ -100,7 +100,11 @@ def export_stage(run: Path, name: StageName, samples: Path, *, half: bool = True
     """
     checkpoint = run / name / CHECKPOINT
     if not checkpoint.exists():
-        raise UsageError(f"the run has no trained {name}", where=str(checkpoint), fix="Train it with cspine train")
+        raise UsageError(
+            f"the run has no trained {name}",
+            where=str(checkpoint),
+            fix="Train it with cspine train; or export what was trained with --only, to judge single pictures with it",
+        )
     network, stage, facts = load_network(checkpoint)
     plan = _plan(stage, name, samples / samples_folder(stage, name))
     if isinstance(stage, PlanarStage):
@@ -155,6 +159,7 @@ def export_bundle(
     half: bool = True,
     name: str | None = None,
     sources: str | None = None,
+    only: StageName | None = None,
 ) -> Bundle:
     """Write the bundle of a run, not calibrated yet; see ``calibrate_bundle``.
 
@@ -165,15 +170,14 @@ def export_bundle(
         half: store large weights in float16.
         name: of the bundle; the recipe's by default.
         sources: where the data come from and under which licences, for the card.
+        only: this stage alone: a planar classifier, which then judges single pictures, or the locator.
 
     Raises:
-        UsageError: a stage of the recipe was not trained.
+        UsageError: a stage of the recipe was not trained, or the one that is asked for cannot stand alone.
         BundleError: a runtime answers differently from torch.
     """
     recipe = _recipe(run)
-    names = [
-        stage for stage in recipe.stages() if stage not in _OPTIONAL or (run / stage / CHECKPOINT).exists()
-    ]  # fmt: skip
+    names = _chosen(recipe, run, only)
     folder = samples or run / "samples"
     stages = {stage: export_stage(run, stage, folder, half=half) for stage in names}
     files = {f"{stage}.onnx": part.model for stage, part in stages.items()}
@@ -182,7 +186,7 @@ def export_bundle(
         "name": name or recipe.name,
         "version": recipe.version,
         "recipe": recipe.name,
-        "trained_on": trained_on(folder, recipe),
+        "trained_on": trained_on(folder, recipe, names),
         "stages": _entries(recipe, stages),
         "types": type_names() if typed else (),
         "type_levels": type_levels() if typed else {},
@@ -193,6 +197,29 @@ def export_bundle(
     card = model_card(recipe, stages, fields["trained_on"], [note for note in notes if note])
     forget(out)
     return write_bundle(out, {**files, "card.md": card.encode()}, fields)
+
+
+def _chosen(recipe: Recipe, run: Path, only: StageName | None) -> list[StageName]:
+    """The stages that go into the bundle.
+
+    Raises:
+        UsageError: the one that is asked for is not in the recipe, or cannot stand alone.
+    """
+    stages = recipe.stages()
+    if only is None:
+        return [name for name in stages if name not in _OPTIONAL or (run / name / CHECKPOINT).exists()]
+    stage = stages.get(only)
+    if stage is None:
+        has = ", ".join(stages)
+        raise UsageError(f"the recipe {recipe.name} has no {only}", where="--only", fix=f"It has {has}")
+    whole = not isinstance(stage, PlanarStage) or stage.view.field == "whole"
+    if not whole or (only == "classifier" and not (isinstance(stage, PlanarStage) and "axial" in stage.view.planes)):
+        raise UsageError(
+            f"the {only} of {recipe.name} needs the others: it does not see whole axial images",
+            where="--only",
+            fix="Train and export the whole recipe",
+        )
+    return [only]
 
 
 def _recipe(run: Path) -> Recipe:
@@ -230,7 +257,7 @@ def _entries(recipe: Recipe, stages: Mapping[StageName, ExportedStage]) -> dict[
             # It takes no other sides than multiples of 32, which its window tells; see ``locate.side_multiple``.
             entry["window"] = part.stage.window
         entries[name] = entry
-    if recipe.shared:
+    if recipe.shared and "locator" in entries:
         entries["classifier"] = dict(entries["locator"])
     return entries
 

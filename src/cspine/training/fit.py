@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -20,17 +20,13 @@ from cspine.training.first_weights import PRETRAINED, first_weights, start_from
 from cspine.training.generate import generating
 from cspine.training.modules import ClassifierModule, LocatorModule, RefinerModule, StageModule
 from cspine.training.networks import channels_last
-from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, Recipe, RefinerStage, SliceStage, Stage
-from cspine.training.slices import picture_loaders
+from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, Recipe, RefinerStage, Stage
 from cspine.training.trainer import CHECKPOINT, FitOptions, TrainableStage, make_trainer, process_rank, typed_errors
 
 __all__ = [
-    "CHECKPOINT", "PRETRAINED", "STAGES", "FitOptions", "Stage", "StageName", "Trainable", "TrainableStage",
+    "CHECKPOINT", "PRETRAINED", "STAGES", "FitOptions", "Stage", "StageName", "TrainableStage",
     "build_module", "fit_stage", "generating", "load_network", "samples_folder",
 ]  # fmt: skip
-
-# What may be trained: the stages of a bundle, and the judge of single pictures.
-Trainable = Literal["detector", "locator", "refiner", "classifier", "slice"]
 
 
 def build_module(stage: TrainableStage, max_minutes: float | None = None) -> StageModule:
@@ -43,17 +39,15 @@ def build_module(stage: TrainableStage, max_minutes: float | None = None) -> Sta
         from cspine.training.planar_module import PlanarModule
 
         return PlanarModule(stage, max_minutes)
-    return ClassifierModule(stage.classifier if isinstance(stage, SliceStage) else stage, max_minutes)
+    return ClassifierModule(stage, max_minutes)
 
 
 def samples_folder(stage: TrainableStage, name: str) -> str:
     """The sub-folder of a run's samples that a stage learns from: all planar stages share one."""
-    if isinstance(stage, PlanarStage):
-        return "planar"
-    return "classifier" if isinstance(stage, SliceStage) else name
+    return "planar" if isinstance(stage, PlanarStage) else name
 
 
-def fit_stage(recipe: Recipe, name: Trainable, samples: Path, run: Path, options: FitOptions | None = None) -> Path:
+def fit_stage(recipe: Recipe, name: StageName, samples: Path, run: Path, options: FitOptions | None = None) -> Path:
     """Train one stage to the end of its schedule, or until interrupted.
 
     Args:
@@ -110,7 +104,7 @@ def _fit_yolo(stage: PlanarStage, samples: Path, folder: Path, seed: int, option
         )
 
 
-def _fit(stage: TrainableStage, name: Trainable, samples: Path, folder: Path, seed: int, options: FitOptions) -> Path:
+def _fit(stage: TrainableStage, name: StageName, samples: Path, folder: Path, seed: int, options: FitOptions) -> Path:
     lightning.seed_everything(seed, verbose=False)
     module = build_module(stage, options.max_minutes)
     channels_last(module.network)
@@ -140,7 +134,7 @@ def _cut(stage: TrainableStage, steps: int | None) -> TrainableStage:
 
 
 def _loaders(
-    stage: TrainableStage, name: Trainable, samples: Path, seed: int, options: FitOptions
+    stage: TrainableStage, name: StageName, samples: Path, seed: int, options: FitOptions
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Training batches without end, and the held-back examples if there are any."""
     folder, rank = samples / samples_folder(stage, name), process_rank()
@@ -149,8 +143,6 @@ def _loaders(
         from cspine.training.planar_data import planar_loaders
 
         return planar_loaders(folder, stage, seed=(seed, rank), workers=workers, limit=limit, patience=patience)
-    if isinstance(stage, SliceStage):
-        return picture_loaders(folder, stage, seed=seed, workers=workers, limit=limit)
     loader: DataLoader[Example] = train_loader(
         folder, stage, seed=seed, workers=workers, patience=patience, rank=rank
     )  # fmt: skip
@@ -159,7 +151,7 @@ def _loaders(
 
 def _begin(module: StageModule, stage: TrainableStage, folder: Path, options: FitOptions) -> None:
     """First weights of a new run: pretrained ones where the network takes any, then those of another run."""
-    if isinstance(stage, (ClassifierStage, PlanarStage, SliceStage)):
+    if isinstance(stage, (ClassifierStage, PlanarStage)):
         rank_zero_info(first_weights(module.network, stage.network, folder / PRETRAINED, options.weights))
     if options.start is not None:
         rank_zero_info(start_from(module.network, options.start))

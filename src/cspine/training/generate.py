@@ -189,7 +189,7 @@ def generating(
 
     Args:
         recipe: name or TOML file; says what is drawn.
-        stage: which of its networks they are for, ``slice``, or ``all``.
+        stage: which of its networks they are for, or ``all``.
         out: folder of the samples.
         count: phantoms.
         processes: that draw.

@@ -18,7 +18,7 @@ from cspine.errors import RecipeError
 from cspine.imaging.pipeline import OneOf
 from cspine.imaging.sample import Sample, Step
 from cspine.inference.planar import PlanarView, Plane
-from cspine.inference.planar_images import as_channels, plane_grid, sample_planes
+from cspine.inference.planar_images import as_channels, grey_as_hu, grey_channels, plane_grid, sample_planes
 from cspine.inference.planar_run import MARGIN_MM
 from cspine.training.planar_samples import MIN_BROKEN_MM2, MIN_SHOWN_MM2, PlanarSample, boxes_of
 from cspine.training.recipe_stages import PlanarStage
@@ -32,7 +32,7 @@ LEVELS = 7
 FRACTURE_UNIT = 16
 # Steps that keep HU, and size and number of the images.
 STEPS = {
-    "contrast", "gamma", "gaussian", "median", "motion-blur", "sharpen", "noise", "keep-body", "clip-metal", "flip",
+    "as-picture", "contrast", "gamma", "gaussian", "median", "motion-blur", "sharpen", "noise", "keep-body", "clip-metal", "flip",
     "transpose", "shift-scale-rotate", "grid-distortion", "optical-distortion", "elastic", "coarse-dropout",
 }  # fmt: skip
 # What a detector's box is beside the true one, with its margin: mm by which each side lies further out.
@@ -144,7 +144,7 @@ def draw_image(
         planes = changed.image
         if changed.mask is not None:
             mask = np.asarray(changed.mask[view.neighbours], np.uint8)
-    image = _grey_channels(planes, view) if grey else as_channels(planes, view)[0]
+    image = grey_channels(planes[view.neighbours], view) if grey else as_channels(planes, view)[0]
     return {"image": np.ascontiguousarray(image), **_truth(scan.sample, stage, plane, index, mask, pixel_mm)}
 
 
@@ -165,9 +165,7 @@ def _cut(
     part = _slab(volume, plane, index, 0 if alone else int(np.ceil(around * step / spacing)) + 1)
     black: float = AIR_HU
     if sample.grey:
-        level, width = view.windows[0]
-        black = level - width / 2
-        part = replace(part, hu=black + part.hu.astype(np.float32) * np.float32(width / 255))
+        part, black = grey_as_hu(part, view)
     if alone:
         planes = np.repeat(sample_planes(part, grid, 0, 1, fill=black), 2 * around + 1, axis=0)
     else:
@@ -192,12 +190,6 @@ def _detected(scan: Scan, rng: np.random.Generator, *, plain: bool) -> Box | Non
         return None
     margins = np.full((2, 3), MARGIN_MM) if plain else rng.uniform(*DETECTED_MARGIN_MM, (2, 3))
     return scan.around[0] - margins[0], scan.around[1] + margins[1]
-
-
-def _grey_channels(planes: NDArray[np.float32], view: PlanarView) -> NDArray[np.float32]:
-    middle = view.model_copy(update={"windows": view.windows[:1], "neighbours": 0})
-    one = as_channels(planes[view.neighbours][None], middle)[0]
-    return np.repeat(one, view.channels, axis=0)
 
 
 def _truth(

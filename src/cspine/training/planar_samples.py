@@ -24,7 +24,7 @@ from cspine.anatomy import LEVELS, Level
 from cspine.cases import Case, Pictures
 from cspine.errors import GeometryError, OutputError, StudyError
 from cspine.inference.planar import Head
-from cspine.inference.planar_images import STORED_SIZE, planar_labels, planar_volume
+from cspine.inference.planar_images import picture_volume, planar_labels, planar_volume
 from cspine.training.samples import FORMAT, fracture_owners, read_meta, stored_hu
 from cspine.volume import Volume
 
@@ -88,9 +88,7 @@ def planar_sample(case: Case) -> PlanarSample:
 
 def _of_pictures(case: Case, pictures: Pictures) -> PlanarSample:
     """Pictures that were labelled one by one: made smaller when they are large, never mixed with each other."""
-    x, y, z = case.volume.spacing
-    pixel = max(x * case.volume.shape[2], y * case.volume.shape[1]) / STORED_SIZE
-    small = Volume(case.volume.hu, case.volume.affine).resampled((max(x, pixel), max(y, pixel), z))
+    small = picture_volume(Volume(case.volume.hu, case.volume.affine))
     labels = None if case.labels is None else planar_labels(Volume(case.labels, case.volume.affine), small).hu
     owned = _owned_pictures(case, pictures)
     fracture = None if owned is None else planar_labels(Volume(owned, case.volume.affine), small).hu

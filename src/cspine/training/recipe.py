@@ -39,14 +39,13 @@ from cspine.training.recipe_stages import (
     RefinerLoss,
     RefinerStage,
     Schedule,
-    SliceStage,
     WindowAugment,
 )
 
 __all__ = [
     "ClassifierAugment", "ClassifierLoss", "ClassifierStage", "FlexibleUNetNetwork", "LocatorAugment", "LocatorLoss",
     "LocatorStage", "PhantomData", "PlanarLoss", "PlanarNetwork", "PlanarStage", "Recipe", "RefinerAugment",
-    "RefinerLoss", "RefinerStage", "Schedule", "SequenceNetwork", "SliceStage", "StackNetwork", "StackWindow", "Stage",
+    "RefinerLoss", "RefinerStage", "Schedule", "SequenceNetwork", "StackNetwork", "StackWindow", "Stage",
     "UNet3dNetwork", "WindowAugment", "load_recipe", "recipe_names",
 ]  # fmt: skip
 
@@ -100,7 +99,6 @@ class Recipe(_Model):
         refiner: redraws the locator's mask along the bone; may be missing.
         classifier: how fractured they look. None for a method that only locates.
         shared: the locator's network judges as well; there is no classifier then.
-        slice: instead of the others, a judge of single pictures.
         phantoms: which are drawn for training.
     """
 
@@ -115,8 +113,15 @@ class Recipe(_Model):
     refiner: Annotated[RefinerStage | None, BeforeValidator(_none)] = RefinerStage()
     classifier: Annotated[Classifier | None, BeforeValidator(_none)] = ClassifierStage()
     shared: bool = False
-    slice: SliceStage | None = None
     phantoms: PhantomData = PhantomData()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, table: Any) -> Any:
+        """Runs of earlier versions say that they have no ``slice``, a kind of stage that there is no more."""
+        if isinstance(table, Mapping) and table.get("slice", ...) is None:
+            return {key: value for key, value in table.items() if key != "slice"}
+        return table
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -247,40 +247,6 @@ class ClassifierStage(_Model):
     fold: int = Field(default=0, ge=0, description="part of splits.json that is held back, where there is one")
 
 
-class SliceStage(_Model):
-    """The network that judges one axial picture of 8 bits; it learns from the classifier's samples.
-
-    Pictures are ``size`` pixels wide. In training a pixel is ``pixel_mm`` wide and windows are drawn from
-    ``window_level`` and ``window_width``, HU; of a real picture the middle ``crop`` of its side is taken.
-    """
-
-    network: StackNetwork = StackNetwork(encoder="efficientnet-lite0")
-    schedule: Schedule = Schedule(learning_rate=1.5e-3, batch_size=16, steps=3000, freeze_norm_at=1.0)
-    loss: ClassifierLoss = ClassifierLoss(types=0.0, slices=0.0)
-    size: Annotated[int, Field(ge=64, multiple_of=16)] = 224
-    pixel_mm: Range = (0.45, 0.85)
-    rotate_degrees: float = 12.0
-    shift_mm: float = 10.0
-    window_level: Range = (200.0, 900.0)
-    window_width: Range = (900.0, 3500.0)
-    gamma: Range = (0.8, 1.25)
-    noise_hu: float = 60.0
-    blur_probability: Fraction = 0.3
-    positive_share: Fraction = 0.5
-    crop: Fraction = 0.6
-
-    @property
-    def classifier(self) -> ClassifierStage:
-        """The same as a stage of stacks of one slice."""
-        return ClassifierStage(
-            network=self.network,
-            schedule=self.schedule,
-            loss=self.loss,
-            augment=ClassifierAugment(mixup=0.0),
-            positive_share=self.positive_share,
-        )
-
-
 class PlanarLoss(_Model):
     """Weights of a planar network's losses: how a head is compared with the truth, and how much each head counts.
 

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cspine.errors import CspineError, MissingExtraError, OutputError
-from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, RefinerStage, SliceStage
+from cspine.training.recipe import ClassifierStage, LocatorStage, PlanarStage, RefinerStage
 
-TrainableStage = LocatorStage | RefinerStage | ClassifierStage | PlanarStage | SliceStage
+TrainableStage = LocatorStage | RefinerStage | ClassifierStage | PlanarStage
 LoggerName = Literal["csv", "tensorboard"]
 CHECKPOINT = "last.ckpt"
 # What torch, its workers and CUDA say when memory is short, and when the disk is full.
