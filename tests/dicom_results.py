@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset
@@ -22,7 +23,7 @@ from cspine import reports
 from cspine.anatomy import LEVELS, OTHER_BONE, Level
 from cspine.findings import Evidence, Findings
 from cspine.inference.conclude import input_provenance
-from cspine.reports.dicom_source import SourceSeries, read_source
+from cspine.reports.dicom_source import SourceInstance, SourceSeries, read_source
 from cspine.reports.images import ScalarField
 from cspine.studies import open_study
 from cspine.volume import Volume
@@ -30,6 +31,7 @@ from dicom_factory import Grid, write_series
 from report_factory import FakePrediction, make_findings
 
 FRACTURED = Level.C5
+OBLIQUE = (0.96, 0.28, 0.0, -0.28 * 0.8, 0.96 * 0.8, 0.6)
 # Off the middle in x and y, so that a mirrored or shifted mask shows.
 COLUMN_MM = (6.0, -4.0)
 PITCH_MM = 7.5
@@ -201,6 +203,33 @@ def nearest_labels(points: NDArray[np.float64]) -> NDArray[np.uint8]:
     out = np.zeros(points.shape[:-1], np.uint8)
     out[inside] = field.values[tuple(zyx[inside].T)]
     return out
+
+
+def assert_voxels_are_ours(seg: Dataset, series: SourceSeries) -> None:
+    """All voxels of all source slices, those in frames that are not there included, are as the masks say."""
+    numbers = segment_numbers(seg)
+    frames = {(frame.segment, frame.source): frame for frame in frames_of(seg)}
+    assert len(frames) == int(seg.NumberOfFrames)
+    row, column = np.asarray(series.orientation).reshape(2, 3)
+    for instance in series.instances:
+        points = points_of(series, instance)
+        expected = nearest_labels(points)
+        for level in LEVELS:
+            frame = frames.get((numbers[level.name], instance.sop_instance_uid))
+            wanted = expected == level
+            assert (frame is not None) == wanted.any()
+            if frame is not None:
+                np.testing.assert_array_equal(frame.mask, wanted)
+                np.testing.assert_allclose(frame.points, points, atol=1e-4)
+    assert row @ column == pytest.approx(0, abs=1e-6)
+
+
+def points_of(series: SourceSeries, instance: SourceInstance) -> NDArray[np.float64]:
+    """LPS mm of the voxel centres of a source slice."""
+    y, x = np.mgrid[: instance.rows, : instance.columns]
+    row, column = np.asarray(series.orientation).reshape(2, 3)
+    rows_mm, columns_mm = series.pixel_spacing
+    return np.asarray(instance.position_mm) + x[..., None] * columns_mm * row + y[..., None] * rows_mm * column
 
 
 def read(data: bytes | Path) -> FileDataset:

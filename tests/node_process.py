@@ -17,12 +17,11 @@ START_SECONDS = 60.0
 
 
 def main(settings: str, child: str) -> None:
-    from node_work_factory import fake_child
-
     from cspine.node.node import Node
     from cspine.node.settings import load_settings
     from cspine.node.supervise import judge
     from cspine.node.work import Work
+    from node_work_factory import fake_child
 
     command = fake_child(Path(child))
 

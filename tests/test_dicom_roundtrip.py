@@ -18,11 +18,10 @@ from cspine.anatomy import LEVELS
 from cspine.cli.app import app
 from cspine.studies import open_study
 from dicom_factory import Grid, write_series
-from dicom_results import frames_of, judge, neck, read, segment_numbers
+from dicom_results import OBLIQUE, assert_voxels_are_ours, frames_of, judge, neck, read, segment_numbers
 from fake_predictor import FakePredictor
 from orthanc_server import Orthanc
 from report_factory import make_volume
-from test_dicom_seg import OBLIQUE, assert_voxels_are_ours
 
 SCANS = {
     "axial": neck(),
@@ -63,7 +62,7 @@ def wado(orthanc: Orthanc, sent: Dataset) -> FileDataset:
 def test_voxels_come_back_in_their_place(name: str, send: object, orthanc: Orthanc, tmp_path: Path) -> None:
     study = judge(tmp_path / "study", SCANS[name])
     files = study.write(tmp_path / "out", "seg", "sr")
-    send(orthanc, *sorted(study.folder.iterdir()), files["seg"], files["sr"])  # type: ignore[operator]
+    send(orthanc, *sorted(study.folder.iterdir())[:3], files["seg"], files["sr"])  # type: ignore[operator]
     seg, report = (wado(orthanc, read(files[key])) for key in ("seg", "sr"))
     assert_voxels_are_ours(seg, study.series)
     assert seg == read(files["seg"])

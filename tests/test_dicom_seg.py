@@ -20,12 +20,14 @@ from cspine.errors import UsageError
 from cspine.findings import Findings
 from cspine.inference.evidence import FLOOR, SHARE_OF_PEAK
 from cspine.reports.dicom_segments import segments
-from cspine.reports.dicom_source import SourceInstance, SourceSeries
+from cspine.reports.dicom_source import SourceInstance, SourceSeries, read_source
 from cspine.reports.inputs import ReportInput
 from dicom_factory import CORONAL, SAGITTAL, Grid, write_enhanced
 from dicom_results import (
     FRACTURED,
+    OBLIQUE,
     Judged,
+    assert_voxels_are_ours,
     evidence_map,
     frames_of,
     judge,
@@ -33,12 +35,12 @@ from dicom_results import (
     mask,
     nearest_labels,
     neck,
+    points_of,
     read,
     segment_numbers,
 )
 from report_factory import make_findings, make_prediction, make_volume
 
-OBLIQUE = (0.96, 0.28, 0.0, -0.28 * 0.8, 0.96 * 0.8, 0.6)
 SCANS: dict[str, Grid] = {
     "axial": neck(),
     "reversed": neck(orientation=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
@@ -62,33 +64,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Judged:
 def seg(study: Judged, tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
     """Its segmentation."""
     return read(study.write(tmp_path_factory.mktemp("out"), "seg")["seg"])
-
-
-def assert_voxels_are_ours(seg: Dataset, series: SourceSeries) -> None:
-    """All voxels of all source slices, those in frames that are not there included, are as the masks say."""
-    numbers = segment_numbers(seg)
-    frames = {(frame.segment, frame.source): frame for frame in frames_of(seg)}
-    assert len(frames) == int(seg.NumberOfFrames)
-    row, column = np.asarray(series.orientation).reshape(2, 3)
-    for instance in series.instances:
-        points = points_of(series, instance)
-        expected = nearest_labels(points)
-        for level in LEVELS:
-            frame = frames.get((numbers[level.name], instance.sop_instance_uid))
-            wanted = expected == level
-            assert (frame is not None) == wanted.any()
-            if frame is not None:
-                np.testing.assert_array_equal(frame.mask, wanted)
-                np.testing.assert_allclose(frame.points, points, atol=1e-4)
-    assert row @ column == pytest.approx(0, abs=1e-6)
-
-
-def points_of(series: SourceSeries, instance: SourceInstance) -> NDArray[np.float64]:
-    """LPS mm of the voxel centres of a source slice."""
-    y, x = np.mgrid[: instance.rows, : instance.columns]
-    row, column = np.asarray(series.orientation).reshape(2, 3)
-    rows_mm, columns_mm = series.pixel_spacing
-    return np.asarray(instance.position_mm) + x[..., None] * columns_mm * row + y[..., None] * rows_mm * column
 
 
 @pytest.mark.parametrize("name", SCANS)
@@ -236,19 +211,27 @@ def test_it_lies_in_the_study_and_frame_of_reference_of_the_source(seg: FileData
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == study.series.series_uid
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_patient_attributes_that_no_standard_allows_are_repeated_as_they_are(tmp_path: Path) -> None:
+def test_patient_attributes_that_no_standard_allows_are_repeated_as_they_are_and_in_silence(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """pydicom quotes a bad value in a warning; what is said of a patient must not get into a log that way."""
+
     def edit(_: int, ds: FileDataset) -> None:
+        other = Dataset()
+        other.PatientID, other.TypeOfPatientID = "SECRET-2", "by phone"
         ds.SpecificCharacterSet = "ISO_IR 192"
         ds.PatientName, ds.PatientSex, ds.PatientBirthDate = "Müller^Jürgen", "unknown", "about 1950"
+        ds.OtherPatientIDsSequence = [other]
 
     study = judge(tmp_path / "study", edit=edit)
-    for path in study.write(tmp_path / "out", "seg", "sr").values():
-        if path.suffix == ".dcm":
-            data = path.read_bytes()
-            assert "Müller^Jürgen".encode() in data
-            assert b"about 1950" in data
-            assert b"unknown" in data
+    recwarn.clear()
+    source = read_source(study.folder, study.volume.source)
+    files = replace(study, series=source).write(tmp_path / "out", "seg", "sr")
+    assert [str(warning.message) for warning in recwarn] == []
+    for name in ("seg", "sr"):
+        data = files[name].read_bytes()
+        for value in ("Müller^Jürgen", "about 1950", "unknown", "SECRET-2", "by phone"):
+            assert value.encode() in data
 
 
 def test_the_standard_has_nothing_against_it(study: Judged, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from cspine.errors import DamagedFileError, GeometryError, StudyError, TooLargeError, UsageError
-from cspine.reports import dicom_source
+from cspine.reports import dicom_headers
 from cspine.reports.dicom_source import SourceSeries, read_source
 from cspine.studies import open_study
 from dicom_factory import AXIAL, CORONAL, SAGITTAL, Grid, save, write_enhanced, write_localizer, write_series
@@ -183,7 +183,7 @@ def test_images_that_changed_meanwhile_are_refused(
 
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(tmp_path, Grid(count=3))
-    monkeypatch.setattr(dicom_source, "MAX_HEADER_BYTES", 200)
+    monkeypatch.setattr(dicom_headers, "MAX_HEADER_BYTES", 200)
     with pytest.raises(TooLargeError, match="header"):
         source_of(tmp_path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pydicom.dataset import FileDataset
 from components import validation_errors
 from cspine import reports
 from cspine.anatomy import LEVELS, Level
+from cspine.errors import MissingExtraError
 from cspine.findings import Findings
 from cspine.reports import dicom_codes as codes
 from cspine.reports.dicom_marks import marks_of
@@ -93,6 +96,12 @@ def test_a_level_that_was_not_judged_says_why_and_has_no_probability(document: h
     group = group_of(document, "C7")
     assert group.get_measurements(codes.PROBABILITY) == []
     assert texts(group)[codes.NOT_JUDGED.meaning] == "below the end of the scan"
+
+
+def test_how_sure_the_name_of_a_level_is(document: hd.sr.Comprehensive3DSR) -> None:
+    (measured,) = group_of(document, "C5").get_measurements(codes.LEVEL_CONFIDENCE)
+    assert float(measured.value) == 0.95
+    assert group_of(document, "C7").get_measurements(codes.LEVEL_CONFIDENCE) == []
 
 
 def test_a_type_without_a_code_is_text(document: hd.sr.Comprehensive3DSR) -> None:
@@ -337,6 +346,20 @@ def test_times_are_in_the_zone_of_the_study(tmp_path: Path) -> None:
     document = read(path)
     assert document.TimezoneOffsetFromUTC == "+0530"
     assert (document.ContentDate, document.ContentTime) == ("20300102", "083405")
+
+
+def test_a_part_that_is_not_installed_is_named(study: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "highdicom"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"cspine\[dicom\]"):
+        study.write(tmp_path, "json", "sr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_without_dicom_load_nothing_of_it() -> None:
+    code = "import sys, cspine.reports; print([m for m in ('highdicom', 'pynetdicom') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_formats_are_listed_for_the_command_line() -> None:

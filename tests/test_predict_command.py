@@ -226,7 +226,7 @@ def test_a_scale_opens_what_is_not_hu(tmp_path: Path) -> None:
         ["--scale", "1"],
         ["--scale", "0,5"],
         ["--scale", "a,b"],
-        ["--formats", "pdf"],
+        ["--formats", "docx"],
         ["--runtime", "tensorrt"],
         ["--threads", "0"],
     ],

@@ -42,7 +42,11 @@ EXTRAS: tuple[Extra, ...] = (
     Extra("yolo", "YOLO locators (Ultralytics, AGPL-3.0)", ("ultralytics",)),
     Extra("dicom", "results as DICOM, FHIR, HL7 and PDF", ("highdicom", "fhir", "hl7apy", "reportlab")),
     Extra("web", "libraries of the web application, still to be built", ("flask", "flask_security", "sqlalchemy")),
-    Extra("node", "libraries of the DICOM node, still to be built", ("pynetdicom", "highdicom", "dbos")),
+    Extra(
+        "node",
+        "receive studies over DICOM, judge them and send the results",
+        ("pynetdicom", "highdicom", "dbos", "dicomweb_client", "prometheus_client"),
+    ),
     Extra("desktop", "libraries of the desktop application, still to be built", ("PySide6", "pyqtgraph")),
     Extra("cluster", "libraries of training on several machines, still to be built", ("ray",)),
     Extra("dev", "work on cspine itself", ("pytest", "hypothesis", "mypy", "ruff", "importlinter")),

@@ -132,9 +132,10 @@ def _join(whole: Segmentation, pieces: Sequence[Segmentation]) -> None:
     for frame, depth in zip(frames, depths, strict=True):
         content = frame.FrameContentSequence[0]
         content.DimensionIndexValues = [content.DimensionIndexValues[0], rank[depth]]
+    # ``whole`` is one of the pieces: its pixels are joined while it still counts its own frames.
+    whole.PixelData = _bits(pieces)
     whole.PerFrameFunctionalGroupsSequence = frames
     whole.NumberOfFrames = len(frames)
-    whole.PixelData = _bits(pieces)
 
 
 def _bits(pieces: Sequence[Segmentation]) -> bytes:

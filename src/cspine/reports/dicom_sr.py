@@ -204,7 +204,7 @@ class _Writer:
         level = Level[item.level]
         part = next((part for part in self.parts if part.level is level and not part.evidence), None)
         common = self.common(item.level, codes.vertebra(level), item.fracture, kind=item.type)
-        measurements = self.probability(item.probability)
+        measurements = [*(self.probability(item.probability) or ()), *self.confidence(item)] or None
         group: Group
         if part is None:
             group = MeasurementsAndQualitativeEvaluations(**common, measurements=measurements)
@@ -292,6 +292,14 @@ class _Writer:
         from highdicom.sr import Measurement
 
         return None if value is None else [Measurement(name=codes.PROBABILITY, value=value, unit=codes.RATIO)]
+
+    def confidence(self, item: LevelFinding) -> list[Measurement]:
+        """How sure the name of a level is, where it was found: a finding at the wrong vertebra is a wrong finding."""
+        from highdicom.sr import Measurement
+
+        if item.body_center_mm is None:
+            return []
+        return [Measurement(name=codes.LEVEL_CONFIDENCE, value=item.confidence, unit=codes.RATIO)]
 
     def reference(self, part: Segment) -> ReferencedSegment:
         """A segment of the segmentation beside, made from the source series."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from cspine import __version__
 from cspine.errors import UsageError
-from cspine.reports.dicom_source import COPIED, SERIES_FACTS, SourceInstance, SourceSeries, copy_elements
+from cspine.reports.dicom_headers import COPIED, copy_elements
+from cspine.reports.dicom_source import SERIES_FACTS, SourceInstance, SourceSeries
 from cspine.studies import tags
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def finish(data: Dataset, report: ReportInput, *, extra: Mapping[str, object] | 
         report: what it was made from.
         extra: further elements by keyword.
     """
+    from pydicom.config import disable_value_validation
+
     series = series_of(report)
     copy_elements(series.context, data, (*COPIED, *(k for k in SERIES_FACTS if k in data)))
     day, clock = moment(report)
@@ -148,5 +151,7 @@ def finish(data: Dataset, report: ReportInput, *, extra: Mapping[str, object] | 
     data.preamble = b"\0" * 128
     data.file_meta.ImplementationVersionName = f"CSPINE_{__version__}"[:16]
     stream = BytesIO()
-    data.save_as(stream, enforce_file_format=True)
+    # pydicom quotes bad values in warnings; those of a patient are repeated here, and must not reach a log.
+    with disable_value_validation():
+        data.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
