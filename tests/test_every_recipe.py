@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from cspine.findings import Findings
 from cspine.inference.bundle import Bundle, StageName
@@ -66,9 +67,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stages that were trained for an earlier recipe, by what they are."""
-    return tmp_path_factory.mktemp("stages")
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Stages that were trained for an earlier recipe, by what they are; processes of one run share them."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "stages"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def options(steps: int) -> FitOptions:
@@ -87,12 +91,13 @@ def options(steps: int) -> FitOptions:
 def train(recipe: Recipe, name: StageName, stage: Stage, samples: Path, run: Path, trained: Path) -> None:
     """Two steps, then one more after the checkpoint; or what an earlier recipe left."""
     key = hashlib.sha256(f"{samples_folder(stage, name)} {stage.model_dump_json()}".encode()).hexdigest()
-    if not (trained / key).exists():
-        for steps in (2, 3):
-            checkpoint = fit_stage(recipe, name, samples, run, options(steps))
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            assert saved["global_step"] == steps
-        (run / name).rename(trained / key)
+    with FileLock(trained / f"{key}.lock"):
+        if not (trained / key).exists():
+            for steps in (2, 3):
+                checkpoint = fit_stage(recipe, name, samples, run, options(steps))
+                saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                assert saved["global_step"] == steps
+            (run / name).rename(trained / key)
     (run / name).symlink_to(trained / key)
 
 

@@ -19,6 +19,7 @@ from cspine.cli import (
     explain,
     export,
     info,
+    node,
     phantom,
     plant,
     predict,
@@ -93,6 +94,7 @@ COMMANDS = (
 for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(node.app, name="node")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -163,7 +163,8 @@ def _fit_all(
     options: FitOptions,
     start: Path | None,
 ) -> None:
-    """Train one network after the other, and print where each checkpoint lies."""
+    """Train one network after the other, and print where each checkpoint lies; ``curves.png`` shows how it went."""
+    from cspine.training.curves import draw_curves
     from cspine.training.fit import CHECKPOINT, fit_stage, generating
 
     for name in stages:
@@ -176,6 +177,10 @@ def _fit_all(
             checkpoint = fit_stage(recipe, name, samples, out, begun)
             if _is_first_process():
                 typer.echo(str(checkpoint))
+    # A run of a few steps has nothing to draw yet, and TensorBoard draws its own.
+    with suppress(UsageError):
+        if _is_first_process():
+            draw_curves(out, out / "curves.png")
 
 
 def _samples(
