@@ -1,7 +1,7 @@
 """The spool's index: which instances lie where, and which studies went on, in SQLite beside the files.
 
-A row is on the disk when the call that wrote it returns (WAL, synchronous=FULL). Rows that several associations add at
-the same moment share one commit, since the time of a commit is the time of the disk.
+What became of studies is on the disk when the call that wrote it returns (WAL, synchronous=FULL). Rows of instances are
+not waited for, since their files can make them again; those that several associations add at once share one commit.
 """
 
 from __future__ import annotations
@@ -112,13 +112,14 @@ class Index:
             self._base.close()
 
     @contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all or nothing.
+    def change(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction: all or nothing; on the disk at its end, unless ``synced`` is false.
 
         Raises:
             sqlite3.Error: it could not be written, for instance on a full disk.
         """
         with self._lock:
+            self._base.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield self._base
@@ -129,7 +130,9 @@ class Index:
                 raise
 
     def add(self, row: Row) -> None:
-        """Add one instance and mark its study as waiting; on the disk when this returns.
+        """Add one instance, whose file is on the disk, and mark its study as waiting.
+
+        The row is not synced: after a power cut it may be missing, and ``Spool.recover`` makes it again from the file.
 
         Raises:
             sqlite3.Error: it could not be written; the row is not there.
@@ -145,7 +148,7 @@ class Index:
     def _write(self, tickets: list[_Ticket]) -> None:
         error: sqlite3.Error | None = None
         try:
-            with self.change() as base:
+            with self.change(synced=False) as base:
                 marks = ",".join("?" * 12)
                 base.executemany(f"INSERT INTO instances VALUES ({marks})", [astuple(t.row) for t in tickets])
                 base.executemany(_WAITS, [(study,) for study in {t.row.study for t in tickets}])
