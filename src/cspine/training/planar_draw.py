@@ -33,7 +33,8 @@ FRACTURE_UNIT = 16
 # Steps that keep HU, and size and number of the images.
 STEPS = {
     "as-picture", "contrast", "gamma", "gaussian", "median", "motion-blur", "sharpen", "noise", "keep-body",
-    "clip-metal", "flip", "transpose", "shift-scale-rotate", "grid-distortion", "optical-distortion", "elastic", "coarse-dropout",
+    "clip-metal", "flip", "transpose", "shift-scale-rotate", "grid-distortion", "optical-distortion", "elastic",
+    "coarse-dropout",
 }  # fmt: skip
 # What a detector's box is beside the true one, with its margin: mm by which each side lies further out.
 DETECTED_MARGIN_MM = (MARGIN_MM - 10.0, MARGIN_MM + 5.0)
