@@ -277,6 +277,9 @@ def test_the_table_is_in_order_and_says_what_phantoms_are_worth() -> None:
     assert good.difference is not None and good.difference.low > 0
     assert poor.difference is not None and poor.difference.high < 0 and poor.delong is not None
     assert headline(found).startswith("3 methods compared; good has the largest AUC a vertebra")
+    # What was trained longer elsewhere is shown, and not ranked.
+    other = found.entries[0].model_copy(update={"alike": False})
+    assert headline(found.model_copy(update={"entries": (other, *found.entries[1:])})).startswith("2 methods compared")
     text = to_markdown(found)
     assert "predict nothing about patients" in text and "claims: Dice 1.00" in text
     assert "- `lost`: no / memory" in text

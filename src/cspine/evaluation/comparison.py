@@ -66,6 +66,7 @@ class Entry(_Model):
         source: who described it.
         claim: what its document claims, and on what.
         note: what a reader must know of this row.
+        alike: trained here like the others, so that it may be ranked among them.
         figures: all of them.
         difference: to the reference; None for the reference itself and for methods that only locate.
         delong: the same with DeLong's interval, which takes vertebrae for independent.
@@ -78,6 +79,7 @@ class Entry(_Model):
     source: str = ""
     claim: str = ""
     note: str = ""
+    alike: bool = True
     figures: Figures
     difference: AucDifference | None = None
     delong: AucDifference | None = None
@@ -186,9 +188,10 @@ def _signed(value: AucDifference) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """The table in one sentence."""
-    judged = [entry for entry in comparison.entries if auc_of(entry) is not None]
-    count = len(comparison.entries)
+    """The table in one sentence; a row that was trained otherwise is not ranked."""
+    alike = [entry for entry in comparison.entries if entry.alike]
+    judged = [entry for entry in alike if auc_of(entry) is not None]
+    count = len(alike)
     if not judged:
         return f"{count} methods compared"
     best = judged[0]

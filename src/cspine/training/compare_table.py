@@ -111,7 +111,8 @@ def _entry(plan: Plan, name: str, jobs: Sequence[RecipeJob], records: Sequence[C
     if recipe is None:
         manifest = bundle.manifest
         note = f"{manifest.name} {manifest.version}, trained far longer and on other data: no like-for-like row"
-        return Entry(name=name, title="the bundle that comes with cspine", source="ours", note=note, figures=figures)
+        title = "the bundle that comes with cspine"
+        return Entry(name=name, title=title, source="ours", note=note, alike=False, figures=figures)
     facts = [_facts(folder / DONE_FILE) for job in jobs for folder in job.stages.values()]
     minutes = [float(str(one["minutes"])) for one in facts if "minutes" in one]
     return Entry(
