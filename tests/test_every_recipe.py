@@ -1,11 +1,14 @@
 """Every recipe that comes with cspine learns two steps, goes on for a third, is exported, and judges a study.
 
-Networks are the recipe's own; images are small and batches tiny. Stages that recipes have in common are trained once.
+Networks are the recipe's own; images are small and batches tiny. What recipes have in common is trained and exported
+once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from filelock import FileLock
 from cspine.findings import Findings
 from cspine.inference.bundle import Bundle, StageName
 from cspine.inference.predictor import Predictor
-from cspine.training.export import export_bundle
+from cspine.training import export
 from cspine.training.fit import CHECKPOINT, FitOptions, fit_stage, samples_folder
 from cspine.training.planar_samples import planar_sample, write_planar
 from cspine.training.recipe import (
@@ -67,12 +70,28 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages that were trained for an earlier recipe, by what they are; processes of one run share them."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "stages"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "stages"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def exported_once(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    """A stage that recipes have in common is also exported once."""
+    export_stage = export.export_stage
+
+    def exported(run: Path, name: StageName, samples: Path, *, half: bool = True) -> export.ExportedStage:
+        kept = (run / name).resolve().with_suffix(".exported")
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                kept.write_bytes(pickle.dumps(export_stage(run, name, samples, half=half)))
+            stage: export.ExportedStage = pickle.loads(kept.read_bytes())  # noqa: S301  (written above)
+        return stage
+
+    monkeypatch.setattr(export, "export_stage", exported)
 
 
 def options(steps: int) -> FitOptions:
@@ -112,7 +131,7 @@ def test_a_recipe_learns_goes_on_ships_and_predicts(name: str, samples: Path, tr
     for key, stage in recipe.stages().items():
         train(recipe, key, stage, samples, run, trained)
         assert (run / key / CHECKPOINT).is_file()
-    bundle = export_bundle(run, tmp_path / "bundle", samples=samples)
+    bundle = export.export_bundle(run, tmp_path / "bundle", samples=samples)
     assert set(recipe.stages()) <= set(bundle.manifest.stages)
     findings = Predictor(Bundle.load(tmp_path / "bundle"), threads=1).predict(block_case(3).volume)
     assert isinstance(findings, Findings)
