@@ -172,7 +172,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part not in TAGS) or "top level"
         got = "" if isinstance(first.get("input"), dict) else f", got {first.get('input')!r}"
-        raise RecipeError(f"{first['msg']}{got}", where=f"{where}: {key}", fix="Correct or remove that key") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{message}{got}", where=f"{where}: {key}", fix="Correct or remove that key") from error
 
 
 def _table(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
