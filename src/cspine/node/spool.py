@@ -127,6 +127,8 @@ class Spool:
         self.last: dict[str, float] = {}
         self.finished: set[str] = set()
         self._writing: dict[str, str] = {}
+        # Folders of studies whose names are on the disk.
+        self._durable: set[Path] = set()
         self._used = self.index.size()
         self._owner: int | None = None
 
@@ -304,6 +306,13 @@ class Spool:
         digest = self.pseudonyms.digest
         return digest("study", found.study)[:40], f"{digest('sop', found.sop)[:40]}.dcm"
 
+    def _folder(self, folder: Path) -> None:
+        """Make a study's folder durable; one that another thread has only just made may not be so yet."""
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder not in self._durable:
+            sync_folder(folder.parent)
+            self._durable.add(folder)
+
     def _put(self, target: Path, head: bytes, data: memoryview) -> None:
         """Write one file so that it is whole and durable, or not there."""
         staged = self.folder / "incoming" / f"{secrets.token_hex(12)}.part"
@@ -314,11 +323,7 @@ class Spool:
                     while part:
                         part = part[stream.write(part) :]
                 os.fsync(stream.fileno())
-            try:
-                target.parent.mkdir(mode=0o700)
-                sync_folder(target.parent.parent)
-            except FileExistsError:
-                pass
+            self._folder(target.parent)
             staged.rename(target)
         except OSError:
             staged.unlink(missing_ok=True)
@@ -334,6 +339,7 @@ class Spool:
             folder = self.folder / "studies" / rows[0].folder
             dying = folder.with_name(f".{folder.name}")  # recover() finishes what a crash interrupts here
             folder.rename(dying)
+            self._durable.discard(folder)
             self.index.drop([row.sop for row in rows])
             self._used -= sum(row.size for row in rows)
             shutil.rmtree(dying)

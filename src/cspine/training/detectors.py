@@ -7,6 +7,7 @@ gives the backbone, the feature pyramid, the heads, the anchors, the matching an
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -84,7 +85,7 @@ def strongest(scores: Tensor, count: int = BEST) -> Tensor:
     return best.sort(dim=1).values[:, :, None]
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """What both kinds share: features, anchors as constants, and the choice of the best boxes.
 
     ``forward`` takes images ``[B, C, S, S]`` and answers with ``boxes`` ``[B, N, 4]``, clipped to the image, and
@@ -139,18 +140,19 @@ class Detector(nn.Module):
         # In half precision pixels run together, and so do overlaps.
         return {name: value.float() for name, value in found.items()}
 
+    @abstractmethod
     def _scores(self, answers: dict[str, Tensor]) -> Tensor:
         """``[B, A, K]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decoded(self, offsets: Tensor, anchors: Tensor) -> Tensor:
         """``[B, N, 4]`` of the same."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _loss(
         self, answers: dict[str, Tensor], targets: list[dict[str, Tensor]], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """The library's own losses by its own names; ``anchors`` one an image."""
 
     def _place(self, generator: AnchorGenerator) -> None:
         """Anchors of all positions as a constant, centred on the pixels that a position stands for."""
