@@ -161,8 +161,9 @@ def test_a_bundle_without_a_phantom_says_how_to_get_one(tmp_path: Path) -> None:
         (EXPECTATION, b"{}"),
         (EXPECTATION, b"not json"),
         (PHANTOM, b"not gzip"),
-        (PHANTOM, gzip.compress(b"not an image" * 100)),
+        (PHANTOM, gzip.compress(b"not an image" * 100, mtime=0)),
     ],
+    ids=["expectation without keys", "expectation not JSON", "phantom not gzip", "phantom not an image"],
 )
 def test_damage_that_the_digests_vouch_for_is_still_an_error(bundle: Bundle, name: str, content: bytes) -> None:
     spoilt = Bundle(bundle.manifest, bundle.sha256, {**bundle.files, name: content})
