@@ -26,7 +26,7 @@ from cspine.inference.planar import PlanarView
 from cspine.training import compare_job
 from cspine.training.compare import SHIPPED, AnyJob, Plan, discard, run
 from cspine.training.compare_job import RecipeJob, StageJob, do, main
-from cspine.training.compare_plan import PRESETS, Budget, resized, stage_key, steps_for
+from cspine.training.compare_plan import PRESETS, Budget, Haste, hastened, on_reference, resized, stage_key, steps_for
 from cspine.training.compare_process import Done, Handle
 from cspine.training.compare_table import FILES, Told, tabulate, write_comparison
 from cspine.training.recipe import (
@@ -50,6 +50,8 @@ BASE = Recipe(name="base", title="ours", source="ours", claim="nothing")
 SEQUENCE = ClassifierStage(network=SequenceNetwork(size=128), schedule=Schedule(batch_size=2))
 # Shares its locator and refiner with BASE.
 OTHER = Recipe(name="other", source="a document", claim="accuracy 0.999", classifier=SEQUENCE)
+# Names levels in a way of its own.
+APART = Recipe(name="apart", locator=LEVELS_ONLY, refiner=None, classifier=SEQUENCE)
 LOCATES = Recipe(name="locates", locator=LEVELS_ONLY, refiner=None, classifier=None)
 
 
@@ -76,6 +78,29 @@ def test_sizes_cut_planar_views_and_images_of_stacks_and_nothing_else() -> None:
     assert other.locator == OTHER.locator
     # What is small already stays.
     assert resized(LOCATES, 512) == LOCATES and resized(BASE, 64, 64) == BASE
+
+
+def test_haste_makes_more_steps_of_the_same_examples_and_leaves_detectors() -> None:
+    haste, budget = Haste(batch=2, image_batch=4, learning_rate=5e-4), Budget(images=480, stacks=20, windows=50)
+    slow = Schedule(batch_size=16, accumulate=2, learning_rate=1e-4, warmup_steps=100)
+    whole = PlanarStage(network=PlanarNetwork(body="encoder", heads=("visible",)), schedule=slow)
+    pixels = whole.model_copy(update={"network": PlanarNetwork()})
+    detector = whole.model_copy(update={"network": PlanarNetwork(body="fcos", encoder="resnet50", heads=("boxes",))})
+    recipe = Recipe(name="any", detector=detector, locator=pixels, refiner=None, classifier=SEQUENCE)
+    quick = hastened(recipe, haste, budget)
+    assert quick.detector == detector
+    schedule = quick.locator.schedule
+    assert (schedule.batch_size, schedule.accumulate, schedule.learning_rate) == (2, 1, 5e-4)
+    assert steps_for(quick.locator, budget) == 240 and schedule.warmup_steps == 24
+    assert quick.classifier is not None and quick.classifier.schedule.learning_rate == SEQUENCE.schedule.learning_rate
+    of_images = hastened(LOCATES.model_copy(update={"locator": whole}), haste, budget).locator.schedule
+    assert of_images.batch_size == 4 and of_images.learning_rate == 5e-4
+    # The rate of SGD stays, and without haste everything does.
+    sgd = LOCATES.model_copy(
+        update={"locator": pixels.model_copy(update={"schedule": slow.model_copy(update={"optimizer": "sgd"})})}
+    )
+    assert hastened(sgd, haste, budget).locator.schedule.learning_rate == 1e-4
+    assert hastened(recipe, None, budget) is recipe
 
 
 def test_stages_are_the_same_when_all_that_decides_is() -> None:
@@ -173,6 +198,21 @@ def test_the_same_command_does_only_what_is_missing(tmp_path: Path, shop: Worksh
     run(plan, workers=1, launch=shop.launch)
     # The networks are there still: nothing is trained, one bundle is made.
     assert (len(shop.fitted), shop.exported[exported:]) == (trained, ["other"])
+
+
+def test_classifiers_are_also_judged_behind_the_locator_of_base(tmp_path: Path, shop: Workshop) -> None:
+    assert on_reference(BASE, BASE) is None and on_reference(LOCATES, BASE) is None
+    # It has that locator already.
+    assert on_reference(OTHER, BASE) is None
+    plan = plan_in(tmp_path, BASE, APART, folds=(0,))
+    run(plan, workers=1, launch=shop.launch)
+    assert shop.exported == ["base", "apart", "apart-on-base"]
+    # Nothing is trained for it.
+    assert {name for name, *_ in shop.fitted} == {"base", "apart"} and len(shop.fitted) == 5
+    rows = {entry.name: entry for entry in tabulate(plan, Told("6 cases", True, {})).entries}
+    assert set(rows) == {"base", "apart"} and rows["base"].apart is None
+    figures = rows["apart"].apart
+    assert figures is not None and figures.method == "apart-on-base"
 
 
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path, shop: Workshop) -> None:

@@ -217,6 +217,7 @@ def _plan(options: Options, recipes: tuple[Recipe, ...]) -> Plan:
         recipes=recipes,
         folds=folds,
         budget=sizes.budget,
+        haste=sizes.haste,
         size=sizes.size,
         stack_size=sizes.stack_size,
         shipped=shipped if options.shipped else None,
@@ -269,6 +270,7 @@ def _told(options: Options, plan: Plan) -> Told:
         "split": f"{len(data.studies)} {what}, by patient in {sizes.folds} parts, {which}: {held} scored",
         "training": f"every planar network saw {sizes.budget.images} images, every classifier of stacks "
         f"{sizes.budget.stacks} vertebrae, every 3D network {sizes.budget.windows} windows",
+        "schedules": _hurries(sizes),
         "size": _cuts(sizes),
         "device": f"training: {options.accelerator}, {options.threads} thread(s) a process, {options.workers} at a "
         f"time; seconds a study: CPU, {options.threads} thread(s)",
@@ -286,6 +288,19 @@ def _cuts(sizes: Preset) -> str:
     if sizes.stack_size is not None:
         parts.append(f"images of stacks to {sizes.stack_size} rows")
     return ", ".join(parts) + " at most" if parts else "as the recipes say"
+
+
+def _hurries(sizes: Preset) -> str:
+    """How schedules are changed, in words."""
+    haste = sizes.haste
+    if haste is None:
+        return "the recipes' own, over fewer steps"
+    return (
+        f"the recipes' own, over fewer steps, with batches of {haste.batch} at most ({haste.image_batch} where a "
+        f"network answers for an image as a whole) and with AdamW a rate of {haste.learning_rate:g} at least; "
+        "detectors as they are. Larger batches and smaller rates, meant for pretrained weights and a long way, "
+        "learnt nothing in so few images"
+    )
 
 
 @contextmanager

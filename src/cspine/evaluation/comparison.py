@@ -27,14 +27,15 @@ BUDGET_NOTICE = (
 # What each column of the table is, in the order of ``HEADS`` where it is not plain.
 READING = (
     "Beside a figure is its 95 % interval. The difference is that of the AUC a vertebra to the reference on the same "
-    "vertebrae, with the interval of a bootstrap by patient. Sensitivity and specificity take the method's own "
-    "threshold, 0.5 where none was fitted. The competition score is better the lower it is. The last column is what "
-    "the method's own document claims, on other data and by another measure."
+    "vertebrae, with the interval of a bootstrap by patient. AUC on base's outlines is that of the method's classifier "
+    "behind base's locator: a method that names no vertebra has 0.5, however good its classifier is. Sensitivity and "
+    "specificity take the method's own threshold, 0.5 where none was fitted. The competition score is better the lower "
+    "it is. The last column is what the method's own document claims, on other data and by another measure."
 )
 HEADS = (
-    "recipe", "parameters", "AUC a vertebra", "difference", "AUC a patient", "competition score", "sensitivity",
-    "specificity", "sensitivity at 90 % specificity", "named rightly", "error, mm", "Dice", "mAP50", "image macro-F1",
-    "seconds a study", "source; what it claims",
+    "recipe", "parameters", "AUC a vertebra", "difference", "AUC on base's outlines", "AUC a patient",
+    "competition score", "sensitivity", "specificity", "sensitivity at 90 % specificity", "named rightly",
+    "error, mm", "Dice", "mAP50", "image macro-F1", "seconds a study", "source; what it claims",
 )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ class Entry(_Model):
         note: what a reader must know of this row.
         alike: trained here like the others, so that it may be ranked among them.
         figures: all of them.
+        apart: those of its classifier behind the reference's locator; None where it has none of its own.
         difference: to the reference; None for the reference itself and for methods that only locate.
         delong: the same with DeLong's interval, which takes vertebrae for independent.
         minutes: that training its networks took, those it shares with other recipes among them.
@@ -81,6 +83,7 @@ class Entry(_Model):
     note: str = ""
     alike: bool = True
     figures: Figures
+    apart: Figures | None = None
     difference: AucDifference | None = None
     delong: AucDifference | None = None
     minutes: float | None = None
@@ -136,9 +139,9 @@ def compared(
     return tuple(sorted(out, key=_rank))
 
 
-def _rank(entry: Entry) -> tuple[bool, float, str]:
-    area = auc_of(entry)
-    return area is None, -(area or 0.0), entry.name
+def _rank(entry: Entry) -> tuple[bool, float, float, str]:
+    area, apart = auc_of(entry), None if entry.apart is None else entry.apart.vertebra.auc
+    return area is None, -(area or 0.0), -((apart and apart.value) or 0.0), entry.name
 
 
 def auc_of(entry: Entry) -> float | None:
@@ -157,6 +160,7 @@ def cells_of(entry: Entry) -> tuple[str, ...]:
         "–" if figures.parameters is None else f"{figures.parameters / 1e6:.1f} M",
         shown(figures.vertebra.auc if judged else None),
         "–" if entry.difference is None else _signed(entry.difference),
+        shown(entry.apart.vertebra.auc if entry.apart else None),
         shown(figures.patient.auc if judged else None),
         shown(figures.competition_score),
         shown(figures.vertebra.sensitivity if judged else None),

@@ -21,9 +21,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cspine.errors import UsageError
+from cspine.evaluation.comparison import REFERENCE
 from cspine.evaluation.records import CaseRecord
 from cspine.training.compare_job import CASES_FOLDER, FAULTS_FILE, RecipeJob, StageJob, fail
-from cspine.training.compare_plan import Budget, resized, stage_key, steps_for
+from cspine.training.compare_plan import Budget, Haste, hastened, on_reference, resized, stage_key, steps_for
 from cspine.training.compare_process import AnyJob, Handle, Launch, in_process, last_words
 from cspine.training.recipe import Recipe
 from cspine.training.splits import SPLITS_FILE, read_splits
@@ -49,6 +50,7 @@ class Plan:
         recipes: whole ones, not cut to ``size`` yet.
         folds: the parts that are held back in turn.
         budget: what every network sees in training.
+        haste: how schedules are changed for it.
         size: pixels of planar views at most.
         stack_size: rows of the images of stacks at most.
         shipped: folder of a bundle that is scored beside them, as it is.
@@ -64,6 +66,7 @@ class Plan:
     recipes: tuple[Recipe, ...]
     folds: tuple[int, ...]
     budget: Budget
+    haste: Haste | None = None
     size: int | None = None
     stack_size: int | None = None
     shipped: Path | None = None
@@ -84,7 +87,7 @@ class Plan:
             common = {"threads": self.threads, "samples": self.samples, "data": self.data, "names": names}
             if self.shipped is not None:
                 jobs.append(RecipeJob(folder=self.place(SHIPPED, fold), bundle=self.shipped, **common))  # type: ignore[arg-type]
-            for recipe in self.recipes:
+            for recipe in (*self.recipes, *self.exchanged().values()):
                 own = self.cut(recipe, fold)
                 stages = {job.stage: job.folder for job in self.stage_jobs(recipe, fold)}
                 folder = self.place(recipe.name, fold)
@@ -107,9 +110,20 @@ class Plan:
             )  # fmt: skip
         return jobs
 
+    def exchanged(self) -> dict[str, Recipe]:
+        """Every classifier behind the locator of ``REFERENCE``, by the recipe's name; see ``on_reference``.
+
+        They train no network of their own: both halves are there anyway.
+        """
+        reference = next((recipe for recipe in self.recipes if recipe.name == REFERENCE), None)
+        if reference is None:
+            return {}
+        pairs = ((recipe.name, on_reference(recipe, reference)) for recipe in self.recipes)
+        return {name: other for name, other in pairs if other is not None}
+
     def cut(self, recipe: Recipe, fold: int) -> Recipe:
         """A recipe as it is trained here."""
-        return resized(recipe.on_fold(fold), self.size, self.stack_size)
+        return resized(hastened(recipe.on_fold(fold), self.haste, self.budget), self.size, self.stack_size)
 
     def held_back(self, fold: int) -> tuple[str, ...]:
         """Names of the studies that are scored.
@@ -145,7 +159,7 @@ class Board:
         recipes = plan.recipe_jobs()
         waiting = {folder for job in recipes if not job.is_exported for folder in job.stages.values()}
         stages: dict[Path, StageJob] = {}
-        for recipe, fold in product(plan.recipes, plan.folds):
+        for recipe, fold in product((*plan.recipes, *plan.exchanged().values()), plan.folds):
             for job in plan.stage_jobs(recipe, fold):
                 if job.folder in waiting and not job.is_done:
                     # The first recipe that asks for a stage trains it.

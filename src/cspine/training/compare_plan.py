@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from cspine.inference.bundle import StageName
 from cspine.training.recipe import ClassifierStage, PlanarStage, Recipe, SequenceNetwork, Stage
 
+# Heads of planar networks that answer for each pixel.
+PIXEL_HEADS = frozenset({"levels", "fracture"})
+
 
 class Budget(BaseModel):
     """What a network sees in training: the same number of examples for all networks of a kind.
@@ -29,6 +32,22 @@ class Budget(BaseModel):
     windows: int = Field(default=2_000, ge=1)
 
 
+class Haste(BaseModel):
+    """What is changed of a schedule that is far shorter than its recipe's. Detectors keep theirs.
+
+    Attributes:
+        batch: of stacks and of networks that answer for pixels, at most: the same examples make more steps.
+        image_batch: of networks that answer for an image as a whole, at most; batch statistics of fewer are too noisy.
+        learning_rate: with AdamW, at least: recipes mean theirs for pretrained weights and a long way.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int = Field(ge=1)
+    image_batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+
+
 class Preset(BaseModel):
     """The sizes of a comparison that anybody can repeat.
 
@@ -40,6 +59,7 @@ class Preset(BaseModel):
         folds: parts that the cases are split into.
         fold: the part that is held back; None for all in turn.
         budget: what every network sees in training.
+        haste: how schedules are changed for it; None to leave them.
         size: pixels that planar views are cut to at most.
         stack_size: rows that the images of stacks are cut to at most.
     """
@@ -53,6 +73,7 @@ class Preset(BaseModel):
     folds: int = Field(ge=2)
     fold: int | None = None
     budget: Budget = Budget()
+    haste: Haste | None = None
     size: int | None = Field(default=None, ge=32, multiple_of=32)
     stack_size: int | None = Field(default=None, ge=32, multiple_of=32)
 
@@ -66,6 +87,7 @@ PRESETS = {
         folds=5,
         fold=0,
         budget=Budget(images=6000, stacks=2000, windows=1000),
+        haste=Haste(batch=2, image_batch=4, learning_rate=5e-4),
         size=96,
         stack_size=64,
     )
@@ -79,6 +101,38 @@ def steps_for(stage: Stage, budget: Budget) -> int:
     else:
         examples = budget.stacks if isinstance(stage, ClassifierStage) else budget.windows
     return max(1, math.ceil(examples / (stage.schedule.batch_size * stage.schedule.accumulate)))
+
+
+def hastened(recipe: Recipe, haste: Haste | None, budget: Budget) -> Recipe:
+    """A recipe whose schedules suit a small budget, see ``Haste``; they warm up for a tenth of it at most."""
+    if haste is None:
+        return recipe
+    changes: dict[str, Any] = {}
+    for name, stage in recipe.stages().items():
+        old = stage.schedule
+        heads = set(stage.network.heads) if isinstance(stage, PlanarStage) else set()
+        if "boxes" in heads:
+            continue
+        batch = min(old.batch_size, haste.image_batch if heads and not heads & PIXEL_HEADS else haste.batch)
+        rate = max(old.learning_rate, haste.learning_rate) if old.optimizer == "adamw" else old.learning_rate
+        faster = old.model_copy(update={"batch_size": batch, "accumulate": 1, "learning_rate": rate})
+        warm = min(old.warmup_steps, max(1, steps_for(stage.model_copy(update={"schedule": faster}), budget) // 10))
+        faster = faster.model_copy(update={"warmup_steps": warm})
+        changes[name] = stage.model_copy(update={"schedule": faster})
+    return recipe.model_copy(update=changes)
+
+
+def on_reference(recipe: Recipe, reference: Recipe) -> Recipe | None:
+    """A recipe's classifier behind the reference's locator and refiner, to be judged apart from its own locator.
+
+    None where there is nothing to exchange: for the reference, and for recipes without a classifier of their own.
+    """
+    if recipe.name == reference.name or recipe.classifier is None:
+        return None
+    if recipe.locator == reference.locator and recipe.refiner == reference.refiner:
+        return None
+    name = f"{recipe.name}-on-{reference.name}"
+    return recipe.model_copy(update={"name": name, "locator": reference.locator, "refiner": reference.refiner})
 
 
 def resized(recipe: Recipe, size: int | None, stack_size: int | None = None) -> Recipe:

@@ -13,6 +13,7 @@ from cspine.evaluation.forest import forest_plot
 from cspine.evaluation.network_size import bundle_sizes
 from cspine.evaluation.pages import comparison_page
 from cspine.evaluation.records import CaseRecord
+from cspine.evaluation.scores import Figures
 from cspine.evaluation.scoring import figures_of
 from cspine.inference.bundle import Bundle
 from cspine.reports.atomic import write_file
@@ -46,14 +47,20 @@ def tabulate(plan: Plan, told: Told, *, failed: Mapping[str, str] | None = None)
         of_method.setdefault(_method(job), []).append(job)
     entries, records = [], {}
     reasons = dict(failed or {})
+    exchanged = {other.name: name for name, other in plan.exchanged().items()}
+    apart: dict[str, Figures] = {}
     for name, jobs in of_method.items():
         broken = next((job for job in jobs if job.failure is not None), None)
         found = [] if broken else _records(jobs)
         if not found:
             reasons[name] = (broken.failure if broken else None) or "not finished"
             continue
+        if name in exchanged:
+            apart[exchanged[name]] = _figures(plan, name, jobs, found)
+            continue
         records[name] = found
         entries.append(_entry(plan, name, jobs, found))
+    entries = [entry.model_copy(update={"apart": apart.get(entry.name)}) for entry in entries]
     return Comparison(
         data=told.data,
         phantoms=told.phantoms,
@@ -94,22 +101,26 @@ def _records(jobs: Sequence[RecipeJob]) -> list[CaseRecord]:
     return out
 
 
-def _entry(plan: Plan, name: str, jobs: Sequence[RecipeJob], records: Sequence[CaseRecord]) -> Entry:
-    bundle = Bundle.load(jobs[0].bundle_folder)
-    faults = {study: reason for job in jobs for study, reason in records_of(job)[1].items()}
-    recipe = next((one for one in plan.recipes if one.name == name), None)
-    judges = recipe is None or recipe.shared or recipe.classifier is not None
-    figures = figures_of(
+def _figures(
+    plan: Plan, name: str, jobs: Sequence[RecipeJob], records: Sequence[CaseRecord], *, judges: bool = True
+) -> Figures:
+    return figures_of(
         records,
         method=name,
         data=f"{len(records)} held-back cases",
-        sizes=bundle_sizes(bundle),
+        sizes=bundle_sizes(Bundle.load(jobs[0].bundle_folder)),
         threads=plan.threads,
-        faults=faults,
+        faults={study: reason for job in jobs for study, reason in records_of(job)[1].items()},
         judges=judges,
     )
+
+
+def _entry(plan: Plan, name: str, jobs: Sequence[RecipeJob], records: Sequence[CaseRecord]) -> Entry:
+    recipe = next((one for one in plan.recipes if one.name == name), None)
+    judges = recipe is None or recipe.shared or recipe.classifier is not None
+    figures = _figures(plan, name, jobs, records, judges=judges)
     if recipe is None:
-        manifest = bundle.manifest
+        manifest = Bundle.load(jobs[0].bundle_folder).manifest
         note = f"{manifest.name} {manifest.version}, trained far longer and on other data: no like-for-like row"
         title = "the bundle that comes with cspine"
         return Entry(name=name, title=title, source="ours", note=note, alike=False, figures=figures)
