@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from cspine.evaluation.differences import auc_difference, vertebra_difference
 from cspine.evaluation.metrics import area_under_curve, delong_interval
+from cspine.evaluation.records import CaseRecord, patient_numbers
+from cspine.evaluation.scoring import figures_of
 from score_factory import cohort, scored
 
 
@@ -72,3 +74,21 @@ def test_only_vertebrae_that_both_were_asked_about_count() -> None:
 def test_without_fractures_there_is_no_difference_to_speak_of() -> None:
     whole = [scored("a", (False,) * 7, (0.1,) * 7)]
     assert vertebra_difference(whole, whole) is None
+
+
+def test_studies_of_one_patient_are_resampled_together() -> None:
+    records = cohort(24, 1.5)
+    # Everybody comes twice with the same findings: that tells nothing new, so intervals must not shrink.
+    again = [record.model_copy(update={"name": f"{record.name} again"}) for record in records]
+    owned = [record.model_copy(update={"patient": record.name}) for record in records]
+    both = owned + [record.model_copy(update={"patient": record.name[: -len(" again")]}) for record in again]
+    assert patient_numbers(owned) == list(range(24)) and patient_numbers(both) == [*range(24), *range(24)]
+    assert patient_numbers(records + again) == list(range(48))
+
+    def width(of: list[CaseRecord]) -> float:
+        auc = figures_of(of, method="m", data="d").vertebra.auc
+        assert auc is not None and auc.low is not None and auc.high is not None
+        return auc.high - auc.low
+
+    assert width(both) == pytest.approx(width(records), rel=0.1)
+    assert width(records + again) < 0.85 * width(records)

@@ -63,7 +63,7 @@ def test_tables_as_people_write_them(tmp_path: Path, delimiter: str) -> None:
     assert {level: truth.fractured for level, truth in a.levels.items()} == {Level.C5: True}
     assert {level: truth.fractured for level, truth in b.levels.items()} == dict.fromkeys(LEVELS, False)
     assert (c.levels, c.patient_fractured) == ({}, True)
-    assert opened.patients == {"a": "x", "b": "x"}
+    assert opened.patients == {"a": "x", "b": "x"} and (a.patient, c.patient) == ("x", "")
 
 
 def test_masks_that_tell_thoracic_vertebrae_apart(tmp_path: Path) -> None:

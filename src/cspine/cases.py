@@ -80,6 +80,7 @@ class Case:
         overall: whether any level is fractured, where that is known but perhaps not which.
         thoracic_mm: body centres of the thoracic vertebrae, LPS mm, keyed 8 (T1) and up; None when unknown.
         pictures: for a set of slices that were labelled one by one, what is known of each; None for a scan.
+        patient: groups the studies of one patient; never shown. Empty when the study is the patient's only one.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Case:
     overall: bool | None = None
     thoracic_mm: dict[int, tuple[float, float, float]] | None = None
     pictures: Pictures | None = None
+    patient: str = ""
 
     @property
     def patient_fractured(self) -> bool | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cspine.evaluation.metrics import area_under_curve, bootstrap_interval, structural_components
-from cspine.evaluation.records import CaseRecord
+from cspine.evaluation.records import CaseRecord, patient_numbers
 from cspine.evaluation.summary import UNJUDGED
 
 Method = Literal["bootstrap", "delong"]
@@ -96,8 +96,9 @@ def vertebra_difference(
     truth = [a[key][0] for key in keys]
     if not any(truth) or all(truth):
         return None
+    whose = dict(zip((record.name for record in first), patient_numbers(first), strict=True))
     return auc_difference(
-        truth, [a[key][1] for key in keys], [b[key][1] for key in keys], [key[0] for key in keys], method=method
+        truth, [a[key][1] for key in keys], [b[key][1] for key in keys], [whose[key[0]] for key in keys], method=method
     )
 
 

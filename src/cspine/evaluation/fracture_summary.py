@@ -33,7 +33,7 @@ from cspine.evaluation.metrics import (
     sensitivity_at_specificity,
     specificity,
 )
-from cspine.evaluation.records import CaseRecord, LevelRecord
+from cspine.evaluation.records import CaseRecord, LevelRecord, patient_numbers
 from cspine.evaluation.summary import UNJUDGED, dumped
 
 Bools = NDArray[np.bool_]
@@ -72,7 +72,12 @@ class Rows:
 
 def vertebrae_of(records: Sequence[CaseRecord]) -> tuple[list[LevelRecord], Rows]:
     """All vertebrae in view, as records and as columns in the same order."""
-    pairs = [(k, row) for k, record in enumerate(records) for row in record.levels if row.in_view]
+    pairs = [
+        (k, row)
+        for k, record in zip(patient_numbers(records), records, strict=True)
+        for row in record.levels
+        if row.in_view
+    ]
     rows = [row for _, row in pairs]
     columns = _columns(
         [row.fractured for row in rows],
@@ -85,7 +90,11 @@ def vertebrae_of(records: Sequence[CaseRecord]) -> tuple[list[LevelRecord], Rows
 
 def patients_of(records: Sequence[CaseRecord]) -> Rows:
     """All patients with a vertebra in view; fractured means one in view."""
-    kept = [(k, record) for k, record in enumerate(records) if any(row.in_view for row in record.levels)]
+    kept = [
+        (k, record)
+        for k, record in zip(patient_numbers(records), records, strict=True)
+        if any(row.in_view for row in record.levels)
+    ]
     return _columns(
         [any(row.in_view and row.fractured for row in record.levels) for _, record in kept],
         [record.probability for _, record in kept],

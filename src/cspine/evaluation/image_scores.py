@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cspine.anatomy import LEVELS
 from cspine.evaluation.metrics import area_under_curve, bootstrap_interval
-from cspine.evaluation.records import CaseRecord
+from cspine.evaluation.records import CaseRecord, patient_numbers
 from cspine.evaluation.scores import Estimate, Images
 
 Bools = NDArray[np.bool_]
@@ -17,7 +17,8 @@ Bools = NDArray[np.bool_]
 
 def image_scores(records: Sequence[CaseRecord]) -> Images | None:
     """Of all axial images of all cases; None when no case has them."""
-    kept = [(k, record.images) for k, record in enumerate(records) if record.images is not None]
+    numbered = zip(patient_numbers(records), records, strict=True)
+    kept = [(k, record.images) for k, record in numbered if record.images is not None]
     if not kept:
         return None
     truth = np.array([[int(level) in shown for level in LEVELS] for _, item in kept for shown in item.visible])
@@ -78,7 +79,7 @@ def _fracture_auc(records: Sequence[CaseRecord]) -> Estimate | None:
     """Of methods that say which images show a fracture, on images where it is known."""
     rows = [
         (k, bool(broken), p)
-        for k, record in enumerate(records)
+        for k, record in zip(patient_numbers(records), records, strict=True)
         if record.images is not None and record.images.fracture is not None
         for broken, p in zip(record.images.broken, record.images.fracture, strict=True)
         if broken is not None

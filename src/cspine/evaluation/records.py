@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,7 @@ class CaseRecord(BaseModel):
         images: of each axial image; None without a true mask.
         marks: where the answer points, strongest first.
         lesions: levels with a fracture whose place is known; None when no place is known in this case.
+        patient: digest that studies of one patient have in common; empty when this is the patient's only one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,6 +121,14 @@ class CaseRecord(BaseModel):
     images: ImageRecords | None = None
     marks: tuple[EvidenceMark, ...] = ()
     lesions: tuple[str, ...] | None = None
+    patient: str = ""
+
+
+def patient_numbers(records: Sequence[CaseRecord]) -> list[int]:
+    """The number of each record's patient: what intervals resample, since studies of one patient are alike."""
+    numbers: dict[tuple[str, str], int] = {}
+    whose = ((record.patient, "" if record.patient else record.name) for record in records)
+    return [numbers.setdefault(key, len(numbers)) for key in whose]
 
 
 def score_case(case: Case, prediction: Prediction) -> CaseRecord:
@@ -177,6 +187,7 @@ def score_case(case: Case, prediction: Prediction) -> CaseRecord:
         images=image_records(case, prediction),
         marks=evidence_marks(findings, broken),
         lesions=tuple(level.name for level in broken) if _all_placed(case) else None,
+        patient=hashlib.sha256(case.patient.encode()).hexdigest()[:16] if case.patient else "",
     )
 
 

@@ -13,7 +13,7 @@ from cspine.evaluation.detection import box_scores, froc
 from cspine.evaluation.image_scores import image_scores
 from cspine.evaluation.metrics import bootstrap_interval, competition_score
 from cspine.evaluation.network_size import NetworkSize
-from cspine.evaluation.records import CaseRecord, LevelRecord
+from cspine.evaluation.records import CaseRecord, LevelRecord, patient_numbers
 from cspine.evaluation.scores import Estimate, Figures, Locating
 from cspine.evaluation.submission import BASE_RATES, OVERALL_RATE
 from cspine.evaluation.summary import UNJUDGED
@@ -34,7 +34,7 @@ def figures_of(
     """All figures of one method on one set of cases.
 
     Args:
-        records: scored cases, each of another patient.
+        records: scored cases.
         method: what was scored.
         data: on what, in words.
         sizes: of its networks.
@@ -42,7 +42,12 @@ def figures_of(
         faults: cases that could not be scored, and why.
         judges: whether the method is meant to judge fractures; None when any answer says so.
     """
-    rows: list[Row] = [(k, row) for k, record in enumerate(records) for row in record.levels if row.scored]
+    rows: list[Row] = [
+        (k, row)
+        for k, record in zip(patient_numbers(records), records, strict=True)
+        for row in record.levels
+        if row.scored
+    ]
     located = [(k, row) for k, row in rows if row.in_view]
     if judges is None:
         judges = any(row.probability is not None for _, row in rows)
@@ -107,7 +112,7 @@ def _patients(records: Sequence[CaseRecord]) -> Asked:
         np.asarray([_is_fractured(record) for record in kept], dtype=bool),
         np.asarray(score, dtype=np.float64),
         np.asarray([record.called for record in kept], dtype=bool),
-        np.arange(len(kept)),
+        np.asarray(patient_numbers(kept), dtype=np.int64),
     )
 
 
@@ -169,7 +174,7 @@ def _false_alarms(records: Sequence[CaseRecord]) -> Estimate | None:
     return _mean_estimate(
         [
             (k, float(sum(row.called and not row.fractured for row in record.levels if row.scored)))
-            for k, record in enumerate(records)
+            for k, record in zip(patient_numbers(records), records, strict=True)
         ]
     )
 
@@ -194,7 +199,7 @@ def _competition(records: Sequence[CaseRecord]) -> Estimate | None:
     def score(index: NDArray[np.intp]) -> float:
         return competition_score(truth[index], found[index])
 
-    return Estimate.of(bootstrap_interval(score, np.arange(len(known))))
+    return Estimate.of(bootstrap_interval(score, patient_numbers(known)))
 
 
 def _boxes(records: Sequence[CaseRecord]) -> scores.Boxes | None:

@@ -22,7 +22,7 @@ from cspine.evaluation.metrics import (
     sensitivity_at_specificity,
     specificity,
 )
-from cspine.evaluation.records import ABSENT, CaseRecord, LevelRecord
+from cspine.evaluation.records import ABSENT, CaseRecord, LevelRecord, patient_numbers
 
 # A vertebra in view that was not judged scores below every judged one: silence is not a good answer.
 UNJUDGED = -1.0
@@ -31,7 +31,12 @@ Row = tuple[int, LevelRecord]
 
 def summarise(records: Sequence[CaseRecord]) -> dict[str, Any]:
     """All figures, ready for JSON. Intervals are 95 %; those of AUC and Dice resample patients."""
-    rows: list[Row] = [(k, row) for k, record in enumerate(records) for row in record.levels if row.in_view]
+    rows: list[Row] = [
+        (k, row)
+        for k, record in zip(patient_numbers(records), records, strict=True)
+        for row in record.levels
+        if row.in_view
+    ]
     out: dict[str, Any] = {
         "cases": len(records),
         "vertebrae_in_view": len(rows),

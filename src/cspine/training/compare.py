@@ -87,7 +87,7 @@ class Plan:
             common = {"threads": self.threads, "samples": self.samples, "data": self.data, "names": names}
             if self.shipped is not None:
                 jobs.append(RecipeJob(folder=self.place(SHIPPED, fold), bundle=self.shipped, **common))  # type: ignore[arg-type]
-            for recipe in (*self.recipes, *self.exchanged().values()):
+            for recipe in self.methods():
                 own = self.cut(recipe, fold)
                 stages = {job.stage: job.folder for job in self.stage_jobs(recipe, fold)}
                 folder = self.place(recipe.name, fold)
@@ -120,6 +120,12 @@ class Plan:
             return {}
         pairs = ((recipe.name, on_reference(recipe, reference)) for recipe in self.recipes)
         return {name: other for name, other in pairs if other is not None}
+
+    def methods(self) -> list[Recipe]:
+        """All that is judged: each recipe, and then what ``exchanged`` made of it."""
+        others = self.exchanged()
+        pairs = ((recipe, others.get(recipe.name)) for recipe in self.recipes)
+        return [one for pair in pairs for one in pair if one is not None]
 
     def cut(self, recipe: Recipe, fold: int) -> Recipe:
         """A recipe as it is trained here."""
@@ -159,7 +165,7 @@ class Board:
         recipes = plan.recipe_jobs()
         waiting = {folder for job in recipes if not job.is_exported for folder in job.stages.values()}
         stages: dict[Path, StageJob] = {}
-        for recipe, fold in product((*plan.recipes, *plan.exchanged().values()), plan.folds):
+        for recipe, fold in product(plan.methods(), plan.folds):
             for job in plan.stage_jobs(recipe, fold):
                 if job.folder in waiting and not job.is_done:
                     # The first recipe that asks for a stage trains it.
