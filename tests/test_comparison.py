@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -287,6 +290,26 @@ def test_a_job_in_its_own_process_leaves_its_error_behind(tmp_path: Path, monkey
     with pytest.raises(StudyError):
         do(job, fit=fails)  # type: ignore[arg-type]
     assert job.failure is None
+
+
+def test_an_orphan_saves_and_ends_also_where_interrupts_were_ignored(tmp_path: Path) -> None:
+    job = (
+        "import os, pathlib, sys, time; from cspine.training.compare_job import _end_with_parent\n"
+        "_end_with_parent(os.getppid())\n"
+        "pathlib.Path(sys.argv[1], 'begun').touch()\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pathlib.Path(sys.argv[1], 'saved').touch()\n"
+    )
+    parent = (
+        "import pathlib, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # what nohup and a shell's & do
+        "subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]])\n"
+        "while not pathlib.Path(sys.argv[1], 'begun').exists():\n    time.sleep(0.05)\n"
+    )
+    subprocess.run([sys.executable, "-c", parent, str(tmp_path), job], check=True, timeout=60)
+    until = time.monotonic() + 30
+    while not (tmp_path / "saved").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert (tmp_path / "saved").exists()
 
 
 def test_folds_must_be_there(tmp_path: Path) -> None:

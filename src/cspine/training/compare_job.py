@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -241,13 +242,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Interrupt this process when its parent is gone, so that a killed comparison leaves no orphan at work."""
-    import _thread
+    """Interrupt this process when its parent is gone, so that a killed comparison leaves no orphan at work.
+
+    What nohup or a shell's background started ignores interrupts, and so would its children: they are heard here.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_WATCH)
-        _thread.interrupt_main()
+        # A real signal: it also ends a sleep.
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
 
