@@ -29,6 +29,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 ROOT = "1.2.826.0.1.3680043.8.498."
+HTJ2K = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203))
 
 
 def phantom_hu(world: NDArray[np.float64]) -> NDArray[np.int16]:
@@ -148,9 +149,23 @@ def save(ds: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> N
         ds.file_meta.TransferSyntaxUID = syntax
         ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
         dcmwrite(path, ds, enforce_file_format=True, implicit_vr=False, little_endian=False)
+    elif syntax in HTJ2K:
+        _save_htj2k(ds, path, syntax)
     else:
         ds.save_as(path, enforce_file_format=True, implicit_vr=False, little_endian=True)
         _transcode(path, syntax)
+
+
+def _save_htj2k(ds: FileDataset, path: Path, syntax: str) -> None:
+    """GDCM and OpenJPEG do not write it; OpenJPH does."""
+    import imagecodecs
+
+    kind = np.int16 if ds.PixelRepresentation else np.uint16
+    frames = np.frombuffer(ds.PixelData, kind).reshape(-1, ds.Rows, ds.Columns)
+    ds.PixelData = encapsulate([imagecodecs.htj2k_encode(frame, reversible=True) for frame in frames])
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path, enforce_file_format=True, implicit_vr=False, little_endian=True)
 
 
 def _transcode(path: Path, syntax: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from cspine import errors
 from cspine.cli.batch import Batch, Outcome, refused_findings
-from cspine.cli.jobs import Job, input_digest, plan_jobs
+from cspine.cli.jobs import ATTEMPT_FILE, Job, input_digest, plan_jobs
 from cspine.findings import Findings, WarningItem
 from cspine.reports import atomic
 
@@ -147,6 +150,34 @@ def test_an_interrupted_run_goes_on_where_it_stopped(studies: list[Path], tmp_pa
     outcomes = run(studies, tmp_path / "out", again)
     assert again.seen == ["b", "c"]
     assert [outcome.resumed for outcome in outcomes] == [True, False, False]
+
+
+# Dies as a decoder's crash would: nothing of the process is left to say so, but the note that it wrote.
+CRASH = """
+import os, sys
+from pathlib import Path
+from test_batch import Judge, run
+
+class Crashing(Judge):
+    def __call__(self, job):
+        print(job.name, flush=True)
+        return super().__call__(job) if job.name != "a" else os._exit(139)
+
+run([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), Crashing())
+"""
+
+
+def test_a_study_with_which_runs_died_comes_last_and_is_left_out_after_two(studies: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", CRASH, str(out), *map(str, studies)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ends = [subprocess.run(command, env=environment, capture_output=True, text=True, check=False) for _ in range(2)]
+    assert [(end.returncode, end.stdout.split()) for end in ends] == [(139, ["a"]), (139, ["b", "c", "a"])]
+    outcomes = run(studies, out, Judge())
+    assert [(outcome.job.name, outcome.status) for outcome in outcomes[:2]] == [("b", "partial"), ("c", "partial")]
+    assert outcomes[2].status == "failed" and "died 2 times" in str(outcomes[2].error)
+    assert [outcome.status for outcome in run(studies, out, Judge(), resume=False)] == ["partial"] * 3
+    assert not (out / "a" / ATTEMPT_FILE).exists()
 
 
 def test_refused_studies_are_tried_again(studies: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 A study is finished when its folder holds ``run.json``, which is written last and names the digests of what went in
 and of what came out. Anything else (an interrupt, a full disk, a killed process) leaves it unfinished, and the next
 run does it again.
+
+Decoders are native code: one that crashes takes the process with it. While a study is judged its folder holds
+``attempt.json``; where a run finds one, an earlier run died. Such studies come last, and are left out after
+``MAX_DEATHS``.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cspine import __version__, reports
-from cspine.cli.jobs import FINDINGS_FILE, RUN_FILE, Job, input_digest
+from cspine.cli.jobs import ATTEMPT_FILE, FINDINGS_FILE, RUN_FILE, Job, input_digest
 from cspine.errors import BundleError, CspineError, MissingExtraError, OutputError, StudyError, TooLargeError
 from cspine.findings import Findings, LevelFinding, LevelName, PatientFinding, Provenance, WarningItem
 from cspine.reports import atomic
@@ -28,6 +32,9 @@ NOTHING_JUDGED = ("no-cervical-spine", "locates-only", "too-coarse-for-fractures
 
 # What no study can do without; anything else that goes wrong is one study's own.
 FATAL = (BundleError, MissingExtraError, OutputError)
+
+# A power cut may hit a study once; twice, it is the study.
+MAX_DEATHS = 2
 
 Status = Literal["ok", "partial", "refused", "failed"]
 Judge = Callable[[Job], Findings]
@@ -52,6 +59,14 @@ class Outcome:
     error: CspineError | None = None
     seconds: float = 0.0
     resumed: bool = False
+
+
+class Attempt(BaseModel):
+    """``attempt.json``: how many runs began this study and did not come back, the present one included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deaths: int = Field(ge=0)
 
 
 class RunRecord(BaseModel):
@@ -105,7 +120,7 @@ class Batch:
             CspineError: something no study can do without is unusable: the model, or the output folder.
         """
         outcomes: list[Outcome] = []
-        for job in self.jobs:
+        for job in sorted(self.jobs, key=self._deaths):
             started(job)
             outcomes.append(self._one(job, judge))
             ended(tuple(outcomes))
@@ -121,7 +136,7 @@ class Batch:
         reports.clear(job.folder)
         atomic.remove(job.folder, (RUN_FILE,))
         try:
-            findings = judge(job)
+            findings = self._attempt(job, judge)
         except Exception as caught:
             # A fault met in one study must not cost the others; what concerns all of them is raised again.
             error = _study_fault(caught, job)
@@ -133,6 +148,34 @@ class Batch:
             return Outcome(job, status, findings, error, time.perf_counter() - begin)
         atomic.write_file(job.folder / RUN_FILE, (self._record(job, digest).model_dump_json(indent=2) + "\n").encode())
         return Outcome(job, findings.status, findings, _nothing_judged(findings, job), time.perf_counter() - begin)
+
+    def _attempt(self, job: Job, judge: Judge) -> Findings:
+        """Judge a study, with a note in its folder that only the death of this process leaves there.
+
+        Raises:
+            CspineError: too many runs have died with this study.
+        """
+        deaths = self._deaths(job)
+        if deaths >= MAX_DEATHS:
+            raise CspineError(
+                f"the program died {deaths} times while it judged this study",
+                where=job.name,
+                fix="Try it alone with --no-resume; where that crashes, please report it",
+            )
+        note = Attempt(deaths=deaths + 1).model_dump_json()
+        atomic.write_file(job.folder / ATTEMPT_FILE, f"{note}\n".encode())
+        try:
+            return judge(job)
+        finally:
+            atomic.remove(job.folder, (ATTEMPT_FILE,))
+
+    def _deaths(self, job: Job) -> int:
+        """How many runs died while they judged a study; 0 when that shall not matter."""
+        try:
+            content = (job.folder / ATTEMPT_FILE).read_bytes() if self.resume else b""
+            return Attempt.model_validate_json(content).deaths if content else 0
+        except (OSError, ValidationError):
+            return 0
 
     def _record(self, job: Job, digest: str) -> RunRecord:
         """What ``run.json`` has to say for the findings that are in the folder now."""

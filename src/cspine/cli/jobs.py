@@ -15,7 +15,9 @@ from cspine.studies import study_name
 FINDINGS_FILE = "findings.json"
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.csv"
-RESULT_FILES = (RUN_FILE, SUMMARY_FILE, *(form.file for form in FORMATS.values()))
+# There while a study is judged: where a process died, the next run finds it.
+ATTEMPT_FILE = "attempt.json"
+RESULT_FILES = (RUN_FILE, SUMMARY_FILE, ATTEMPT_FILE, *(form.file for form in FORMATS.values()))
 
 
 @dataclass(frozen=True, slots=True)

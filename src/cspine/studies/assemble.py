@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cspine.errors import TooLargeError
 from cspine.studies.files import StoredFile
-from cspine.studies.frames import PixelSource, Stored
+from cspine.studies.frames import PixelSource, Stored, check_size, read_file
 from cspine.studies.geometry import Layout
 from cspine.studies.intensity import Scale, to_hu
 from cspine.studies.regrid import evened, fill_between, shifted
 
 # Files kept in memory ahead of the hash, per thread.
 AHEAD = 3
+# What files and frames under way may take together, beside the volume; one is always under way.
+IN_FLIGHT_BYTES = 2**30
+# Copies of a frame while it is decoded and put into the volume.
+_FRAME_COPIES = 4
 
 Array = NDArray[Any]
 
@@ -55,37 +60,45 @@ def decode(layout: Layout, scales: list[Scale], dtype: np.dtype[Any], threads: i
         to_hu(stored, fmt, scales[k], plane.padding, straight)
         shifted(straight, layout.shifts[k], layout.margin, target)
 
-    workers = threads or cores()
+    workers = max(1, min(threads or cores(), IN_FLIGHT_BYTES // _working_bytes(layout)))
     with ThreadPoolExecutor(workers) as pool:
         if len(files) == 1:
             digest = _decode_frames(layout, pool, write)
         else:
-            digest = _decode_files(layout, files, pool, workers, write)
+            largest = max(plane.instance.file.size for plane in layout.planes)
+            ahead = max(1, min(AHEAD * workers, IN_FLIGHT_BYTES // max(1, largest)))
+            digest = _decode_files(layout, files, pool, ahead, write)
     if layout.slots is None:
         return evened(hu, layout.depths, layout.step, layout.count), digest
     fill_between(hu, slots)
     return hu, digest
 
 
+def _working_bytes(layout: Layout) -> int:
+    """About what decoding one frame takes beside the volume."""
+    _, rows, columns = layout.shape
+    return _FRAME_COPIES * 4 * rows * columns
+
+
 def _decode_files(
     layout: Layout,
     files: dict[int, list[int]],
     pool: ThreadPoolExecutor,
-    workers: int,
+    ahead: int,
     write: Callable[[int, Stored], None],
 ) -> str:
-    """One task a file."""
+    """One task a file, at most ``ahead`` files in memory."""
 
     def work(indices: list[int]) -> bytes:
         instance = layout.planes[indices[0]].instance
-        data = instance.file.read()
+        data = read_file(instance)
         source = PixelSource(data, instance.header, instance.format)
         for k in indices:
             write(k, source.frame(layout.planes[k].frame))
         return data
 
     digest = hashlib.sha256()
-    for data in _in_order(pool, work, list(files.values()), AHEAD * workers):
+    for data in _in_order(pool, work, list(files.values()), ahead):
         digest.update(data)
     return digest.hexdigest()
 
@@ -93,6 +106,7 @@ def _decode_files(
 def _decode_frames(layout: Layout, pool: ThreadPoolExecutor, write: Callable[[int, Stored], None]) -> str:
     """One task a frame of the single file, which is mapped rather than read when it lies on disk."""
     instance = layout.planes[0].instance
+    check_size(instance)
     with _mapped(instance.file) as data:
         source = PixelSource(data, instance.header, instance.format)
         hashed = pool.submit(lambda: hashlib.sha256(data).hexdigest())
@@ -106,9 +120,12 @@ def _mapped(file: StoredFile) -> Iterator[bytes | memoryview]:
     if file.path is None:
         yield file.read()
         return
-    with file.path.open("rb") as stream:
-        # Never closed here: arrays may still look at it when an error leaves; the last view closes it.
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with file.path.open("rb") as stream:
+            # Never closed here: arrays may still look at it when an error leaves; the last view closes it.
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # no address space left, or the file is gone
+        raise TooLargeError("the file cannot be mapped into memory", where=file.name) from error
     yield memoryview(mapped)
 
 

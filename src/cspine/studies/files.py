@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_RATIO = 200
 # Small entries may be as compressible as they like.
 RATIO_CHECKED_FROM_BYTES = 2**20
+# The list of entries of an archive, before it is read: room for names of 300 characters.
+MAX_DIRECTORY_BYTES = MAX_ENTRIES * 350
+# Ways of packing that take no more memory than they are given: LZMA takes what its header claims.
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+# End of central directory, APPNOTE.TXT 4.3.16, and its 64-bit form, 4.3.14 and 4.3.15.
+_END, _END_64, _LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_END_BYTES, _LOCATOR_BYTES, _COMMENT_BYTES = 22, 20, 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +68,10 @@ class StoredFile:
                 # Raw files and zip streams may return less than asked before the end.
                 while len(data) < count and (more := stream.read(count - len(data))):
                     data += more
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error) as error:
             raise DamagedFileError("the zip entry cannot be unpacked", where=self.name) from error
+        except MemoryError as error:
+            raise TooLargeError("there is not enough memory for this file", where=self.name) from error
         except (RuntimeError, NotImplementedError) as error:
             raise DamagedFileError(
                 "the zip entry is encrypted or packed in an unknown way",
@@ -69,7 +79,9 @@ class StoredFile:
                 fix="Unpack the archive and open the folder",
             ) from error
         except OSError as error:
-            raise DamagedFileError(f"the file cannot be read: {error.strerror}", where=self.name) from error
+            raise DamagedFileError(
+                f"the file cannot be read: {error.strerror or 'damaged'}", where=self.name
+            ) from error
         return data
 
 
@@ -99,6 +111,48 @@ def in_folder(folder: Path) -> list[StoredFile]:
     return found
 
 
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """A zip, opened; its list of entries is read only when it is not too long.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+        UnsafeArchiveError: its list of entries is longer than ``MAX_DIRECTORY_BYTES``.
+    """
+    try:
+        length = _directory_bytes(path)
+        if length > MAX_DIRECTORY_BYTES:
+            raise UnsafeArchiveError(
+                f"the archive's list of entries has {length} bytes, at most {MAX_DIRECTORY_BYTES} are read",
+                where=path.name,
+            )
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError, OverflowError, struct.error) as error:
+        raise DamagedFileError(
+            "the zip archive cannot be read", where=path.name, fix="Pack or copy it again"
+        ) from error
+
+
+def _directory_bytes(path: Path) -> int:
+    """What the end of a zip says of the length of its list of entries; 0 when it has no end that says so."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _END_BYTES - _COMMENT_BYTES - _LOCATOR_BYTES))
+        tail = stream.read()
+        last = len(tail) - _END_BYTES
+        at = last if tail[max(0, last) :].startswith(_END) and tail.endswith(b"\0\0") else tail.rfind(_END)
+        if at < 0 or at + _END_BYTES > len(tail):
+            return 0
+        length: int = struct.unpack_from("<I", tail, at + 12)[0]
+        locator = tail[max(0, at - _LOCATOR_BYTES) : at]
+        if locator.startswith(_LOCATOR_64) and len(locator) == _LOCATOR_BYTES:
+            # zipfile looks right before the locator, whatever place that names.
+            stream.seek(max(0, size - len(tail) + at - _LOCATOR_BYTES - 56))
+            end = stream.read(56)
+            if end.startswith(_END_64) and len(end) == 56:
+                length = max(length if length != 0xFFFFFFFF else 0, struct.unpack_from("<Q", end, 40)[0])
+    return length
+
+
 def in_archive(archive: zipfile.ZipFile) -> list[StoredFile]:
     """The files of an open zip in the order of their names, after checking that reading them is safe.
 
@@ -114,6 +168,8 @@ def in_archive(archive: zipfile.ZipFile) -> list[StoredFile]:
             f"the archive unpacks to {total / 2**30:.1f} GiB, at most {MAX_UNPACKED_BYTES / 2**30:.0f} GiB is read"
         )
     for entry in entries:
+        if not entry.filename:
+            raise UnsafeArchiveError("an entry has no name", fix="Pack it again")
         _check_entry(entry)
     files = [StoredFile(e.filename, e.file_size, archive=archive) for e in entries if not e.is_dir()]
     if len({file.name for file in files}) != len(files):
@@ -129,6 +185,10 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise UnsafeArchiveError("an entry is a link", where=entry.filename, fix="Pack the files themselves")
+    if entry.compress_type not in _UNPACKED:
+        raise UnsafeArchiveError(
+            "an entry is packed in a way that is not read", where=entry.filename, fix="Unpack it and open the folder"
+        )
     packed = max(entry.compress_size, 1)
     if entry.file_size > RATIO_CHECKED_FROM_BYTES and entry.file_size / packed > MAX_RATIO:
         raise UnsafeArchiveError(

@@ -1,7 +1,7 @@
-"""From the bytes of a file to stored pixel values of one frame: native, RLE, JPEG, JPEG-LS, JPEG 2000.
+"""From the bytes of a file to stored pixel values of one frame: native, RLE, JPEG, JPEG-LS, JPEG 2000, HTJ2K.
 
-The codecs are imagecodecs' (BSD; libjpeg-turbo, CharLS, OpenJPEG inside): they let go of the interpreter lock, so
-slices decode on all cores, which neither pydicom's plugins nor dicomsdl do.
+The codecs are imagecodecs' (BSD; libjpeg-turbo, CharLS, OpenJPEG and OpenJPH inside): they let go of the interpreter
+lock, so slices decode on all cores, which neither pydicom's plugins nor dicomsdl do.
 """
 
 from __future__ import annotations
@@ -14,20 +14,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cspine.errors import DamagedFileError
+from cspine.errors import DamagedFileError, TooLargeError
 from cspine.studies import tags
-from cspine.studies.header import CUT_OFF, Header
-from cspine.studies.instances import PixelFormat
+from cspine.studies.codestreams import CodestreamError, check_codestream
+from cspine.studies.files import MAX_RATIO, check_bytes
+from cspine.studies.header import CUT_OFF, Header, coded
+from cspine.studies.instances import Instance, PixelFormat
 
 Stored = NDArray[Any]
 # What may follow the pixels of a deflated file (padding, digital signatures).
 AFTER_PIXELS_BYTES = 2**20
+# A file of more bytes than its header, twice its pixels and this explain is not read: what follows the pixels is short.
+MAX_UNEXPLAINED_BYTES = 64 * 2**20
+# A compressed frame is never much longer than the plain one.
+_CODED_SLACK_BYTES = 2**16
+# Deflated data below this may be as compressible as they like: one empty slice.
+_RATIO_CHECKED_FROM_BYTES = 64 * 2**20
+# Runs of an RLE segment may overlap its end by an encoder's last packet (PS3.5 G.3.1: 128 bytes at most).
+_RLE_SLACK_BYTES = 256
 _NATIVE = frozenset((tags.IMPLICIT_LITTLE, tags.EXPLICIT_LITTLE, tags.EXPLICIT_BIG, tags.DEFLATED))
 # EOI of JPEG and JPEG-LS, EOC of JPEG 2000; a fragment may be padded with zeros after it.
 _END_MARKER = b"\xff\xd9"
 _MARKED = tags.JPEG | tags.JPEG_LS | tags.JPEG_2000
 _ITEM_HEADER = struct.Struct("<HHI")
 _UNDEFINED = 0xFFFFFFFF
+
+
+def check_size(instance: Instance) -> None:
+    """Refuse a file that holds far more than its header and pixels, before it is read.
+
+    Raises:
+        TooLargeError: it does.
+    """
+    header, fmt = instance.header, instance.format
+    explained = header.pixel_offset + 2 * fmt.frame_bytes * fmt.frames
+    check_bytes(instance.file.size, explained + MAX_UNEXPLAINED_BYTES, "the file", where=instance.file.name)
+
+
+def read_file(instance: Instance) -> bytes:
+    """All bytes of an image's file.
+
+    Raises:
+        TooLargeError: there are far more than its header and pixels explain.
+        DamagedFileError: it cannot be read.
+    """
+    check_size(instance)
+    return instance.file.read()
 
 
 class PixelSource:
@@ -81,8 +113,12 @@ class PixelSource:
             coded_as = kind.newbyteorder(">" if self.header.big_endian else "<")
             flat = np.frombuffer(self.data, coded_as, fmt.rows * fmt.columns, start)
             return flat.reshape(fmt.rows, fmt.columns)
-        coded = b"".join(bytes(self.data[start:stop]) for start, stop in self.spans[index])
-        image = self._decoded(coded)
+        length = sum(stop - start for start, stop in self.spans[index])
+        if length > 2 * fmt.frame_bytes + _CODED_SLACK_BYTES:
+            raise DamagedFileError(
+                f"a compressed image of {length} bytes for {fmt.frame_bytes} bytes of pixels", where=self.header.where
+            )
+        image = self._decoded(b"".join(bytes(self.data[start:stop]) for start, stop in self.spans[index]))
         if image.shape != (fmt.rows, fmt.columns) or image.dtype.kind not in "ui" or image.itemsize > kind.itemsize:
             raise DamagedFileError(
                 f"expected a {fmt.columns}x{fmt.rows} image of {fmt.allocated} bits, "
@@ -91,22 +127,17 @@ class PixelSource:
             )
         return image.astype(kind, copy=False) if image.itemsize < kind.itemsize else image.view(kind)
 
-    def _decoded(self, coded: bytes) -> Stored:
+    def _decoded(self, data: bytes) -> Stored:
         # libjpeg and OpenJPEG paint what they have of a stream that breaks off, and call it an image.
-        if self.header.syntax in _MARKED and coded.rstrip(b"\0")[-2:] != _END_MARKER:
+        if self.header.syntax in _MARKED and data.rstrip(b"\0")[-2:] != _END_MARKER:
             raise DamagedFileError(
                 "the compressed image breaks off before its end marker", where=self.header.where, fix=CUT_OFF
             )
-        # Sizes are compared before the codec takes memory for what the stream claims.
-        size = _coded_size(coded, self.header.syntax)
-        if size is not None and size != (self.format.rows, self.format.columns):
-            raise DamagedFileError(
-                f"expected {self.format.columns}x{self.format.rows} pixels, the compressed image says "
-                f"{size[1]}x{size[0]}",
-                where=self.header.where,
-            )
         try:
-            return self.decode(coded)
+            # The stream's own claims are compared with the header before the codec takes memory for them.
+            return self.decode(check_codestream(data, self.header.syntax, self.format))
+        except CodestreamError as error:
+            raise DamagedFileError(str(error), where=self.header.where) from error
         except MemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, struct.error) as error:  # codecs raise kinds of RuntimeError
@@ -119,36 +150,39 @@ def _decoder(header: Header, fmt: PixelFormat) -> Callable[[bytes], Stored]:
     """The codec of a transfer syntax; imported on first use because plain files need none."""
     syntax = header.syntax
     if syntax == tags.RLE:
-        return lambda coded: _decode_rle(coded, fmt)
+        return lambda data: _decode_rle(data, fmt)
     import imagecodecs
 
     if syntax in tags.JPEG:
-        return lambda coded: np.asarray(imagecodecs.jpeg8_decode(coded))
+        return lambda data: np.asarray(imagecodecs.jpeg8_decode(data))
     if syntax in tags.JPEG_LS:
-        return lambda coded: np.asarray(imagecodecs.jpegls_decode(coded))
+        return lambda data: np.asarray(imagecodecs.jpegls_decode(data))
     if syntax in tags.JPEG_2000:
-        return lambda coded: np.asarray(imagecodecs.jpeg2k_decode(coded))
+        # OpenJPEG for High-Throughput JPEG 2000 too: imagecodecs' OpenJPH is faster, but drops its errors and hands out
+        # whatever it has by then.
+        return lambda data: np.asarray(imagecodecs.jpeg2k_decode(data))
     raise DamagedFileError(
-        f"transfer syntax {syntax} is not one that CT comes in",
+        f"transfer syntax {coded(syntax)} is not one that CT comes in",
         where=header.where,
         fix="Export the series uncompressed or as JPEG Lossless",
     )
 
 
-def _decode_rle(coded: bytes, fmt: PixelFormat) -> Stored:
+def _decode_rle(data: bytes, fmt: PixelFormat) -> Stored:
     """DICOM RLE, PS3.5 annex G: one PackBits segment a byte plane, most significant first."""
     import imagecodecs
 
     planes = fmt.allocated // 8
-    offsets = struct.unpack_from("<16I", coded)
+    offsets = struct.unpack_from("<16I", data)
     if offsets[0] != planes:
         raise ValueError(f"{offsets[0]} segments instead of {planes}")
-    edges = [*offsets[1 : planes + 1], len(coded)]
+    edges = [*offsets[1 : planes + 1], len(data)]
     out = np.empty((fmt.rows * fmt.columns, planes), np.uint8)
+    # PackBits makes up to 64 bytes out of one; what does not fit here is an error.
+    room = len(out) + _RLE_SLACK_BYTES
     for k in range(planes):
-        segment = coded[edges[k] : edges[k + 1]]
-        # PackBits makes at most 64 bytes out of one: a short segment cannot explode.
-        values = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)
+        segment = data[edges[k] : edges[k + 1]]
+        values = np.frombuffer(imagecodecs.packbits_decode(segment, out=room), np.uint8)
         if len(values) < len(out):
             raise ValueError("a segment is too short")
         out[:, planes - 1 - k] = values[: len(out)]
@@ -171,6 +205,11 @@ def _inflate(data: bytes | memoryview, header: Header, fmt: PixelFormat) -> byte
     view = memoryview(data)
     start = data_set_start(view)
     cap = header.pixel_offset + fmt.frame_bytes * fmt.frames + AFTER_PIXELS_BYTES
+    if cap > max(_RATIO_CHECKED_FROM_BYTES, MAX_RATIO * len(view)):
+        raise TooLargeError(
+            f"the deflated data set claims {cap / len(view):.0f} times its size, at most {MAX_RATIO} is inflated",
+            where=header.where,
+        )
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         return inflater.decompress(view[start:], cap)
@@ -209,23 +248,3 @@ def _frame_spans(data: bytes | memoryview, header: Header, frames: int) -> list[
         )
     owner = np.searchsorted(starts, [start - 8 for start, _ in images], side="right") - 1
     return [[span for span, k in zip(images, owner, strict=True) if k == frame] for frame in range(frames)]
-
-
-def _coded_size(coded: bytes, syntax: str) -> tuple[int, int] | None:
-    """Rows and columns that the compressed stream itself claims; None when it has no such header (RLE)."""
-    if syntax in tags.JPEG_2000:
-        at = coded.find(b"\xff\x4f\xff\x51")
-        if at < 0 or len(coded) < at + 24:
-            return None
-        x1, y1, x0, y0 = struct.unpack_from(">4I", coded, at + 8)
-        return y1 - y0, x1 - x0
-    if syntax == tags.RLE:
-        return None
-    pos = 2
-    while pos + 9 <= len(coded) and coded[pos] == 0xFF:
-        marker = coded[pos + 1]
-        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # SOF of JPEG, JPEG-LS
-            rows, columns = struct.unpack_from(">HH", coded, pos + 5)
-            return rows, columns
-        pos += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", coded, pos + 2)[0]
-    return None

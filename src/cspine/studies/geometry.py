@@ -41,6 +41,8 @@ MAX_TILT_DEG = 31.0
 # Two planes are the least that have a spacing; a volume to look through has three.
 MIN_PLANES = 3
 PIXEL_SPACING_MM = (0.02, 20.0)
+# No scanner's table is longer than this from its origin (1 km); larger numbers leave no digits for millimetres.
+MAX_POSITION_MM = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,11 @@ def require_geometry(plane: Plane) -> None:
                 where=plane.where,
                 fix="Export the original axial series; geometry is never guessed",
             )
+    if max(map(abs, plane.position or ())) > MAX_POSITION_MM:
+        raise GeometryError(
+            f"expected at most {MAX_POSITION_MM:.0f} mm in {tags.describe(tags.POSITION)}, got {plane.position}",
+            where=plane.where,
+        )
     row, column = np.asarray(plane.orientation).reshape(2, 3)
     crooked = (abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1), abs(row @ column))
     if max(crooked) > COSINE_TOLERANCE:

@@ -8,6 +8,7 @@ length, nests at most ``MAX_DEPTH`` deep and inflates at most what it is allowed
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -17,8 +18,14 @@ from cspine.studies import tags
 
 # Nested sequences deeper than this are no CT header; real ones stay below 10.
 MAX_DEPTH = 32
-# A header may inflate to this much before its pixels begin; Enhanced CT headers reach a few megabytes.
+# A header may have, or inflate to, this much before its pixels begin; Enhanced CT headers reach a few megabytes.
 MAX_HEADER_BYTES = 256 * 2**20
+# The longest value that is kept: texts of 64 characters, lists of a few numbers (PS3.5 6.2).
+MAX_VALUE_BYTES = 4096
+# Items of kept sequences, seven a frame in Enhanced CT. An empty item takes 8 bytes in a file and 64 in memory.
+MAX_ITEMS = 500_000
+# Elements that are met, kept or not, a hundred a frame in Enhanced CT; each takes about a microsecond.
+MAX_ELEMENTS = 10_000_000
 
 CUT_OFF = "Copy or export the file again, it is cut off"
 
@@ -29,6 +36,13 @@ _SEQUENCE_END = 0xFFFEE0DD
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _VRS = _SHORT_VRS | _LONG_VRS
+MAX_SHOWN = 60
+_NUMERIC = re.compile(r"[-+0-9.eE\\ ]*|[a-z]{1,4}", re.ASCII)
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}|[0-9.]{0,64}", re.ASCII)
+
+# What a kept value takes in memory besides its bytes.
+_ELEMENT_BYTES = 150
+_ITEM_BYTES = 200
 
 Elements = dict[int, "bytes | tuple[Elements, ...]"]
 
@@ -58,6 +72,8 @@ class Header:
         pixel_tag: tag of the pixel element, None when the file ends without one.
         pixel_offset: where the pixel bytes begin (in the inflated stream when ``syntax`` is deflated).
         pixel_length: how many there are; None when undefined, i.e. encapsulated.
+        met: elements that were met.
+        kept: about how many bytes of memory ``elements`` takes.
     """
 
     elements: Elements
@@ -67,6 +83,8 @@ class Header:
     pixel_offset: int = 0
     pixel_length: int | None = None
     where: str = ""
+    met: int = 0
+    kept: int = 0
 
     def text(self, tag: int) -> str:
         """The value as text, stripped; empty when absent."""
@@ -80,6 +98,9 @@ class _Cursor:
     where: str
     explicit: bool = True
     order: str = "<"
+    met: int = 0
+    items: int = 0
+    kept: int = 0
     formats: tuple[struct.Struct, struct.Struct, struct.Struct] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,9 +117,38 @@ class _Cursor:
         spot = "its header" if tag is None else f"element {tags.describe(tag)}"
         return DamagedFileError(f"the file ends inside {spot}", where=self.where, fix=CUT_OFF)
 
+    def keep(self, elements: Elements, tag: int, start: int, length: int) -> None:
+        """Take a value over; too long ones are refused before they are read."""
+        if length > MAX_VALUE_BYTES:
+            raise DamagedFileError(
+                f"expected at most {MAX_VALUE_BYTES} bytes in {tags.describe(tag)}, got {length}", where=self.where
+            )
+        if start + length > len(self.data):
+            raise self.short(tag)
+        elements[tag] = bytes(self.data[start : start + length])
+        self.kept += length + _ELEMENT_BYTES
+
+    def keep_item(self) -> None:
+        """Count an item of a sequence that is kept."""
+        self.items += 1
+        self.kept += _ITEM_BYTES
+        if self.items > MAX_ITEMS:
+            raise self._endless()
+
+    def _endless(self) -> DamagedFileError:
+        """The error for headers that would take minutes to walk or gigabytes to keep."""
+        return DamagedFileError(
+            f"the header has more than {MAX_ELEMENTS} elements or {MAX_ITEMS} items",
+            where=self.where,
+            fix="This is no regular CT file",
+        )
+
     def element(self, pos: int) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty when implicit), length and the place of the value."""
         explicit, implicit, long = self.formats
+        self.met += 1
+        if self.met > MAX_ELEMENTS:
+            raise self._endless()
         try:
             if self.explicit:
                 group, number, vr, length = explicit.unpack_from(self.data, pos)
@@ -125,6 +175,18 @@ def text_of(elements: Elements, tag: int) -> str:
     """The value of ``tag`` as stripped text, empty when absent or a sequence."""
     raw = elements.get(tag, b"")
     return raw.decode("latin-1").strip(" \0") if isinstance(raw, bytes) else ""
+
+
+def shown(text: str) -> str:
+    """A numeric value as a message may repeat it: lengths that lie can put anything into a value, also a name."""
+    if len(text) <= MAX_SHOWN and _NUMERIC.fullmatch(text):
+        return repr(text)
+    return f"{len(text)} characters that are no number"
+
+
+def coded(text: str) -> str:
+    """A code string or UID as a message may repeat it (PS3.5 6.2: 16 characters, for UIDs 64), else what it is not."""
+    return text if _CODE.fullmatch(text) else f"{len(text)} characters that are no code"
 
 
 def scan(data: bytes, *, complete: bool, where: str) -> Header:
@@ -171,17 +233,19 @@ def _scan(cursor: _Cursor, data: bytes, elements: Elements) -> Header:
     if tag is None and tags.ROWS in elements and text_of(elements, tags.SOP_CLASS) in tags.CT_CLASSES:
         raise DamagedFileError("the file ends before its pixels", where=cursor.where, fix=CUT_OFF)
     known_length = None if length == _UNDEFINED else length
-    return Header(elements, syntax, cursor.order == ">", tag, offset, known_length, cursor.where)
+    return Header(
+        elements, syntax, cursor.order == ">", tag, offset, known_length, cursor.where, cursor.met, cursor.kept
+    )
 
 
 def _scan_meta(cursor: _Cursor, elements: Elements, pos: int = 132) -> int:
     """Group 0002, always explicit little endian; returns where the data set begins."""
     while pos + 2 <= len(cursor.data) and bytes(cursor.data[pos : pos + 2]) == b"\x02\x00":
         tag, _, length, value = cursor.element(pos)
+        if tag in tags.WANTED:
+            cursor.keep(elements, tag, value, length)
         if value + length > len(cursor.data):
             raise cursor.short(tag)
-        if tag in tags.WANTED:
-            elements[tag] = bytes(cursor.data[value : value + length])
         pos = value + length
     if pos + 8 > len(cursor.data):
         raise cursor.short()
@@ -218,11 +282,13 @@ def _scan_elements(
         if length == _UNDEFINED or (tag in sequences and vr in (b"SQ", b"")):
             pos = _scan_sequence(cursor, tag, vr, value, length, elements, depth)
             continue
+        if tag in wanted:
+            cursor.keep(elements, tag, value, length)
         pos = value + length
         if pos > end:
+            if pos > MAX_HEADER_BYTES:  # whatever comes there, nothing needs to be read to refuse it
+                raise DamagedFileError(f"{length} bytes in {tags.describe(tag)} before the pixels", where=cursor.where)
             raise cursor.short(tag)
-        if tag in wanted:
-            elements[tag] = bytes(cursor.data[value:pos])
     if top and not cursor.complete:
         raise NeedMoreError
     return pos, None
@@ -248,15 +314,10 @@ def _scan_sequence(
         if item != _ITEM:
             raise DamagedFileError(f"sequence {tags.describe(tag)} holds no items", where=cursor.where)
         inner: Elements = {}
-        if size == _UNDEFINED:
-            pos = _scan_elements(cursor, pos, len(cursor.data), inner, depth + 1)[0]
-        else:
-            if pos + size > len(cursor.data):
-                raise cursor.short(tag)
-            if tag in tags.SEQUENCES:
-                _scan_elements(cursor, pos, pos + size, inner, depth + 1)
-            pos += size
-        items.append(inner)
+        pos = _scan_item(cursor, tag, pos, size, inner, depth + 1)
+        if tag in tags.SEQUENCES:
+            items.append(inner)
+            cursor.keep_item()
     else:
         if length == _UNDEFINED:
             raise cursor.short(tag)
@@ -264,3 +325,14 @@ def _scan_sequence(
     if tag in tags.SEQUENCES:
         elements[tag] = tuple(items)
     return pos
+
+
+def _scan_item(cursor: _Cursor, tag: int, pos: int, size: int, inner: Elements, depth: int) -> int:
+    """Walk one item of sequence ``tag``, or step over it when its length is known and it is not wanted."""
+    if size == _UNDEFINED:
+        return _scan_elements(cursor, pos, len(cursor.data), inner, depth)[0]
+    if pos + size > len(cursor.data):
+        raise cursor.short(tag)
+    if tag in tags.SEQUENCES:
+        _scan_elements(cursor, pos, pos + size, inner, depth)
+    return pos + size

@@ -12,18 +12,28 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cspine.errors import DamagedFileError, NoImagesError, NotCtError, StudyWarning, TooLargeError, UsageError
+from cspine.errors import (
+    DamagedFileError,
+    NoImagesError,
+    NotCtError,
+    StudyError,
+    StudyWarning,
+    TooLargeError,
+    UsageError,
+)
 from cspine.studies import tags
 from cspine.studies.dicom import read_header
-from cspine.studies.files import StoredFile
-from cspine.studies.frames import PixelSource
-from cspine.studies.header import NotDicomError
+from cspine.studies.files import StoredFile, check_bytes
+from cspine.studies.frames import PixelSource, read_file
+from cspine.studies.header import NotDicomError, coded
 from cspine.studies.instances import planes_of, read_instance
 from cspine.studies.intensity import Scale, is_integer, parse_scale, rescale_of, to_hu
 from cspine.volume import Source
 
 # A picture of more pixels is refused before it is decoded.
 MAX_PIXELS = 64 * 2**20
+# Four bytes a pixel, as if nothing were compressed.
+MAX_FILE_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("PNG", "JPEG", "TIFF")
 
 
@@ -81,12 +91,12 @@ def _open_dicom(file: StoredFile, name: str, scale: Scale | None) -> SliceImage:
     if fmt.frames != 1:
         raise NoImagesError(f"expected one image, got {fmt.frames} frames", where=file.name, fix="Open it as a study")
     if instance.modality not in ("", "CT") or instance.color:
-        what = "a colour picture" if instance.color else f"modality {instance.modality}"
+        what = "a colour picture" if instance.color else f"modality {coded(instance.modality)}"
         raise NotCtError(f"expected a CT slice, got {what}", where=file.name)
     _check_size(fmt.columns, fmt.rows, file.name)
     plane = planes_of(instance)[0]
     factors = rescale_of(plane, scale)
-    data = file.read()
+    data = read_file(instance)
     stored = PixelSource(data, header, fmt).frame(0)
     hu = np.empty((fmt.rows, fmt.columns), np.int16 if is_integer([factors]) else np.float32)
     to_hu(stored, fmt, factors, plane.padding, hu)
@@ -106,6 +116,7 @@ def _open_dicom(file: StoredFile, name: str, scale: Scale | None) -> SliceImage:
 def _open_picture(file: StoredFile, name: str) -> SliceImage:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    check_bytes(file.size, MAX_FILE_BYTES, "the picture", where=file.name)
     data = file.read()
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
@@ -114,14 +125,16 @@ def _open_picture(file: StoredFile, name: str) -> SliceImage:
             if pages != 1:
                 raise NoImagesError(f"expected one image, got {pages} pages", where=file.name)
             grey = _luminance(ImageOps.exif_transpose(picture))
+    except StudyError:
+        raise
     except UnidentifiedImageError as error:
         raise NoImagesError(
             "the file is not DICOM, PNG, JPEG or TIFF", where=file.name, fix="Give an image of one of these kinds"
         ) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError("the picture claims too many pixels", where=file.name) from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise DamagedFileError(f"the picture cannot be decoded: {str(error)[:120]}", where=file.name) from error
+    except Exception as error:  # what a decoder raises depends on where it meets nonsense; its text may hold a value
+        raise DamagedFileError(f"the picture cannot be decoded ({type(error).__name__})", where=file.name) from error
     source = Source(kind="image", name=name, sha256=hashlib.sha256(data).hexdigest(), files=(file.name,))
     message = "The picture holds grey levels, not HU; its window is unknown."
     return SliceImage(grey, "grey", None, source, (StudyWarning("grey-levels", message),))

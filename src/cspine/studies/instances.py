@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cspine.errors import DamagedFileError
 from cspine.studies import tags
 from cspine.studies.files import StoredFile
-from cspine.studies.header import Elements, Header, text_of
+from cspine.studies.header import Elements, Header, shown, text_of
 
 # A plane wider than this, or a file with more frames, is a nonsense length rather than a CT.
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_000
+# Millimetres, cosines and rescales stay far below; what is larger would overflow in the geometry.
+MAX_NUMBER = 1e9
 
 Point = tuple[float, float, float]
+
+# VR IS, PS3.5 6.2: at most twelve characters.
+_INTEGER = re.compile(r"[-+]?[0-9]{1,12}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,8 @@ def planes_of(instance: Instance) -> list[Plane]:
             f"{count} frames but {len(per_frame)} sets of frame attributes", where=instance.file.name
         )  # fmt: skip
     if not per_frame:
-        return [_plane(instance, frame, top, shared, {}) for frame in range(count)]
+        first = _plane(instance, 0, top, shared, {})
+        return [first, *(replace(first, frame=frame) for frame in range(1, count))]
     return [_plane(instance, frame, top, shared, own) for frame, own in enumerate(per_frame)]
 
 
@@ -175,7 +181,7 @@ def _pixel_format(header: Header) -> PixelFormat:
     for tag, value, most in sizes:
         if not 1 <= value <= most:
             raise DamagedFileError(
-                f"expected 1 to {most} in {tags.describe(tag)}, got {text if tag == tags.FRAMES else value}",
+                f"expected 1 to {most} in {tags.describe(tag)}, got {shown(text) if tag == tags.FRAMES else value}",
                 where=header.where,
             )
     if (
@@ -209,7 +215,11 @@ def _integer(header: Header, tag: int, default: int | None, *, signed: bool = Fa
 
 
 def _numbers(elements: Elements, tag: int, count: int, where: str) -> tuple[float, ...] | None:
-    """A DS value of ``count`` numbers, None when absent or empty."""
+    """A DS value of ``count`` numbers, None when absent or empty.
+
+    Raises:
+        DamagedFileError: other than ``count`` numbers up to ``MAX_NUMBER``.
+    """
     text = text_of(elements, tag)
     if not text:
         return None
@@ -217,14 +227,14 @@ def _numbers(elements: Elements, tag: int, count: int, where: str) -> tuple[floa
         values = tuple(float(part) for part in text.split("\\"))
     except ValueError:
         values = ()
-    if len(values) != count or not all(math.isfinite(value) for value in values):
-        raise DamagedFileError(f"expected {count} numbers in {tags.describe(tag)}, got {text[:60]!r}", where=where)
+    if len(values) != count or not all(abs(value) <= MAX_NUMBER for value in values):  # NaN is not
+        raise DamagedFileError(f"expected {count} numbers in {tags.describe(tag)}, got {shown(text)}", where=where)
     return values
 
 
 def _instance_number(elements: Elements) -> int | None:
     text = text_of(elements, tags.INSTANCE_NUMBER)
-    return int(text) if text.lstrip("+-").isdigit() else None
+    return int(text) if _INTEGER.fullmatch(text) else None
 
 
 def _words(elements: Elements, tag: int) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from cspine.errors import IntensityError, UsageError
 from cspine.studies import tags
-from cspine.studies.instances import PixelFormat, Plane
+from cspine.studies.header import coded
+from cspine.studies.instances import MAX_NUMBER, PixelFormat, Plane
 from cspine.volume import AIR_HU
 
 Array = NDArray[Any]
@@ -27,6 +28,9 @@ TISSUE_PADDING_HU = (-950, 3000)
 # Rescale types that are Hounsfield units or leave it open (PS3.3 C.11.1.1.2).
 HU_RESCALE_TYPES = frozenset(("", "HU", "US", "HU_MOD"))
 
+# A slice is converted this many voxels at a time, so that floats of a large one are never all there.
+_BLOCK_VOXELS = 2**20
+
 Scale = tuple[float, float]
 
 
@@ -34,7 +38,7 @@ def parse_scale(scale: str | Scale | None) -> Scale | None:
     """``"4095,-1024"`` or a pair → (slope, intercept) with HU = slope * value + intercept.
 
     Raises:
-        UsageError: not two finite numbers, or a slope of zero.
+        UsageError: not two numbers up to ``MAX_NUMBER``, or a slope of zero.
     """
     if scale is None:
         return None
@@ -42,7 +46,7 @@ def parse_scale(scale: str | Scale | None) -> Scale | None:
         slope, intercept = (float(part) for part in (scale.split(",") if isinstance(scale, str) else scale))
     except (TypeError, ValueError):
         slope, intercept = float("nan"), 0.0
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
+    if not max(abs(slope), abs(intercept)) <= MAX_NUMBER or slope == 0:  # so that NaN is refused too
         raise UsageError(f"expected a scale SLOPE,INTERCEPT, got {scale!r}", fix="For 0..1 values try 4095,-1024")
     return slope, intercept
 
@@ -64,7 +68,8 @@ def rescale_of(plane: Plane, scale: Scale | None) -> Scale:
         )
     if plane.rescale_type not in HU_RESCALE_TYPES:
         raise IntensityError(
-            f"expected HU in {tags.describe(tags.RESCALE_TYPE)}, got {plane.rescale_type!r}", where=plane.where
+            f"expected HU in {tags.describe(tags.RESCALE_TYPE)}, got {coded(plane.rescale_type)!r}",
+            where=plane.where,
         )
     if not plane.slope:
         raise IntensityError(f"{tags.describe(tags.SLOPE)} is 0", where=plane.where)
@@ -92,8 +97,10 @@ def to_hu(stored: Array, fmt: PixelFormat, scale: Scale, padding: tuple[int, int
         signed = values.view(np.int16) if values.dtype.isnative and values.itemsize == 2 else values
         np.add(signed, np.int16(intercept), out=out, casting="unsafe")
     else:
-        exact = values.astype(np.float64) * slope + intercept
-        out[...] = np.clip(exact, AIR_HU, MAX_HU).astype(out.dtype)
+        step = max(1, _BLOCK_VOXELS // values.shape[1])
+        for top in range(0, len(values), step):
+            exact = values[top : top + step].astype(np.float64) * slope + intercept
+            out[top : top + step] = np.clip(exact, AIR_HU, MAX_HU)
     if padding is not None:
         outside = _padded(values, scale, padding)
         if outside is not None:

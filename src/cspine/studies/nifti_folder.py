@@ -181,9 +181,7 @@ class NiftiFolder:
         shown = dict.fromkeys(LEVELS, math.nan) if labels is None else visible_fractions(labels)
         levels = {level: LevelTruth(shown[level], flag, place_known=not flag) for level, flag in known.items()}
         overall = row.overall if True not in row.fractured else True
-        case = Case(
-            name, volume, labels, fracture, levels=levels, overall=overall, patient=self.patients.get(name, "")
-        )
+        case = Case(name, volume, labels, fracture, levels=levels, overall=overall, patient=self.patients.get(name, ""))
         return case if labels is None else with_known_places(case)
 
     def vertebrae(self, name: str, volume: Volume) -> NDArray[np.uint8] | None:

@@ -9,14 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cspine.errors import NotCtError, UsageError
+from cspine.errors import GeometryError, NotCtError, TooLargeError, UsageError
 from cspine.studies import tags
 from cspine.studies.geometry import (
     MIN_PLANES,
     ORIENTATION_TOLERANCE,
     PIXEL_SPACING_TOLERANCE,
 )
+from cspine.studies.header import coded
 from cspine.studies.instances import Instance, Plane, planes_of
+
+# Images in one input, each some 300 bytes of memory; a tiny file may claim a hundred thousand.
+MAX_PLANES = 1_000_000
+# Directions and pixel spacings in one series; images around an axis have some hundred.
+MAX_DIRECTIONS = 512
+# Reasons and series that a message names.
+MAX_NAMED = 10
 
 # Points of the score. They only order what one input holds; what is chosen and why is always reported.
 COVERAGE_POINTS, COVERAGE_WANTED_MM = 4.0, 180.0
@@ -97,9 +105,21 @@ class SeriesInfo:
 
 
 def stacks_of(instances: Iterable[Instance]) -> list[Stack]:
-    """Group planes into stacks, best first; stacks that are no CT volume carry their refusal."""
+    """Group planes into stacks, best first; stacks that are no CT volume carry their refusal.
+
+    Raises:
+        DamagedFileError: numbers that are none; names file and tag.
+        GeometryError: one series of more than ``MAX_DIRECTIONS`` directions.
+        TooLargeError: more than ``MAX_PLANES`` images.
+    """
     groups: dict[tuple[object, ...], list[list[Plane]]] = {}
+    count = 0
     for instance in instances:
+        count += instance.format.frames
+        if count > MAX_PLANES:
+            raise TooLargeError(
+                f"expected at most {MAX_PLANES} images, got more", where=instance.file.name, fix="Give one study"
+            )
         for plane in planes_of(instance):
             among = groups.setdefault(_key(plane), [])
             for planes in among:
@@ -110,6 +130,10 @@ def stacks_of(instances: Iterable[Instance]) -> list[Stack]:
                     break
             else:
                 among.append([plane])
+                if len(among) > MAX_DIRECTIONS:
+                    raise GeometryError(
+                        f"one series has more than {MAX_DIRECTIONS} directions or pixel spacings", where=plane.where
+                    )
     alike = [planes for among in groups.values() for planes in among]
     stacks = [_judge(part) for planes in alike for part in _by_acquisition(planes)]
     return sorted(stacks, key=lambda s: (bool(s.refusal), -s.score, -len(s.planes), s.series_uid, s.first.where))
@@ -124,11 +148,11 @@ def choose(stacks: list[Stack], series: str | None) -> tuple[Stack, str]:
     """
     among = stacks if series is None else [stack for stack in stacks if stack.series_uid == series]
     if not among:
-        known = ", ".join(sorted({stack.series_uid for stack in stacks})) or "none"
+        known = _listed({coded(stack.series_uid) for stack in stacks}, ", ") or "none"
         raise UsageError(f"series {series} is not in the input, which holds: {known}", fix="Copy a UID from the list")
     best = among[0]
     if best.refusal:
-        reasons = "; ".join(sorted({stack.refusal for stack in among}))
+        reasons = _listed({stack.refusal for stack in among}, "; ")
         raise NotCtError(f"expected a CT volume, got {reasons}", where=best.first.instance.file.name)
     others = [stack for stack in among if stack is not best]
     if series is not None:
@@ -138,6 +162,12 @@ def choose(stacks: list[Stack], series: str | None) -> tuple[Stack, str]:
     passed = Counter(stack.refusal or _why_not(stack, best) for stack in others)
     left = ", ".join(f"{count} {reason}" for reason, count in passed.items())
     return best, f"Best of {len(among)}: {best.describe()}. Passed over: {left}."
+
+
+def _listed(words: set[str], between: str) -> str:
+    """The words in order, not more than fit a message."""
+    more = [f"{len(words) - MAX_NAMED} more"] if len(words) > MAX_NAMED else []
+    return between.join(sorted(words)[:MAX_NAMED] + more)
 
 
 def info(stack: Stack) -> SeriesInfo:
@@ -180,9 +210,11 @@ def _alike(one: Plane, other: Plane) -> bool:
     """Same direction and pixel spacing, as far as printed digits tell."""
     if one.orientation == other.orientation and one.spacing == other.spacing:
         return True
-    turned = np.abs(np.subtract(one.orientation or (0.0,), other.orientation or (0.0,))).max()
-    scaled = np.abs(np.subtract(one.spacing or (1.0,), other.spacing or (1.0,)) / (one.spacing or (1.0,))).max()
-    return bool(turned <= ORIENTATION_TOLERANCE and scaled <= PIXEL_SPACING_TOLERANCE)
+    pairs = zip(one.orientation or (), other.orientation or (), strict=True)
+    if any(abs(a - b) > ORIENTATION_TOLERANCE for a, b in pairs):
+        return False
+    pairs = zip(one.spacing or (), other.spacing or (), strict=True)
+    return all(abs(a - b) <= PIXEL_SPACING_TOLERANCE * abs(a) for a, b in pairs)
 
 
 def _by_acquisition(planes: list[Plane]) -> list[list[Plane]]:
@@ -202,7 +234,7 @@ def _refusal(plane: Plane) -> str:
     instance = plane.instance
     words = set(plane.frame_type)
     if instance.modality and instance.modality != "CT":
-        return f"images of modality {instance.modality}"
+        return f"images of modality {coded(instance.modality)}"
     if words & _LOCALIZERS:
         return "localizers"
     if instance.color:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from cspine.errors import DamagedFileError, NoImagesError, UsageError
 from cspine.studies.dicom import Found, find_instances, open_series
-from cspine.studies.files import StoredFile, in_archive, in_folder
+from cspine.studies.files import StoredFile, in_archive, in_folder, open_archive
 from cspine.studies.intensity import Scale, parse_scale
 from cspine.studies.series import SeriesInfo, info, stacks_of
 from cspine.volume import Volume
@@ -118,13 +117,7 @@ def files_of(path: Path) -> Iterator[list[StoredFile]]:
     if magic[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
         yield [StoredFile(path.name, path.stat().st_size, path)]
         return
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise DamagedFileError(
-            "the zip archive cannot be read", where=path.name, fix="Pack or copy it again"
-        ) from error
-    with archive:
+    with open_archive(path) as archive:
         yield in_archive(archive)
 
 

@@ -145,7 +145,9 @@ EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 RLE = "1.2.840.10008.1.2.5"
 JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
-JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91))
+# High-Throughput JPEG 2000 (ISO/IEC 15444-15): another block coder in the same codestream.
+HTJ2K = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203))
+JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)) | HTJ2K
 LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51))
 
 
