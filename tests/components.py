@@ -24,6 +24,7 @@ PACKAGES = {
     "dcmsend": "dcmtk",
     "storescp": "dcmtk",
     "Orthanc": "orthanc",
+    "chromium": "chromium",
 }
 # Debian installs servers where ordinary users do not look.
 _PLACES = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Fixtures for every test: a real Orthanc, started when the first test asks for it.
+# Fixtures for every test: a real Orthanc, a real PostgreSQL and a real Chromium, started when the first test asks for
+# them.
 from orthanc_server import orthanc, orthanc_server
+from postgres_server import postgres, postgres_server
+from web_browser import assets, chromium
 
-__all__ = ["orthanc", "orthanc_server", "shared_data"]
+__all__ = ["assets", "chromium", "orthanc", "orthanc_server", "postgres", "postgres_server", "shared_data"]
 
 # Every run of the suite tries the same examples: a red build is red for everybody. `--hypothesis-profile explore`
 # looks for new ones.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sys
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from cspine.node.child import JobOutcome, Order
 from cspine.node.deliver import DeliveryError, Parcel, Sender
@@ -25,45 +24,52 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Same length as what takes its place, so that the file needs no writing anew.
 PLACEHOLDER = "2.25." + "9" * 30
 
-# A child that does what the file ``say`` in the study's folder says, with nothing but the standard library, so that it
-# starts in a few hundredths of a second. It notes each judgement in ``calls`` of the node's data folder.
+# A child that does what the file ``say`` in the study's folder says. It imports next to nothing, so that it starts in a
+# hundredth of a second. It notes each judgement in ``calls`` of the node's data folder, and its process beside its
+# results. As the real one it dies with whoever started it (1: PR_SET_PDEATHSIG, 9: SIGKILL).
 FAKE_CHILD = """
-import hashlib, json, os, pathlib, sys, time
-order = json.loads(pathlib.Path(sys.argv[1]).read_text())
-study, out = pathlib.Path(order["study"]), pathlib.Path(order["out"])
-say = (study / "say").read_text() if (study / "say").exists() else "judge"
-with open(out.parents[3] / "calls", "a") as calls:
-    calls.write(order["key"] + "\\n")
-part = out.with_name(out.name + ".part")
-part.mkdir(parents=True)
-outcome = {"ending": "judged", "positive": True, "probability": 0.9, "levels": ["C2"], "study_uid": "1.2.3"}
+import ctypes, os, sys, time
+ctypes.CDLL(None).prctl(1, 9)
+order = eval(open(sys.argv[1]).read(), {"null": None})
+if os.getppid() != order["parent"]:
+    os._exit(75)
+key, out = order["key"], order["out"]
+tried = os.path.dirname(out)
+with open(tried + "/pid", "w") as pid:
+    pid.write(str(os.getpid()))
+say = open(order["study"] + "/say").read() if os.path.exists(order["study"] + "/say") else "judge"
+with open(tried + "/../../../calls", "a") as calls:
+    calls.write(key + "\\n")
+os.mkdir(out + ".part")
 if say == "crash":
     os.abort()
 if say == "die":
     os._exit(3)
 if say == "hang":
     time.sleep(600)
-if say.startswith("slow"):
-    time.sleep(float(say.split()[1]))
+time.sleep(SECONDS)
 if say in ("refuse", "skip", "hinder"):
-    outcome = {"ending": {"refuse": "refused", "skip": "skipped", "hinder": "hindered"}[say], "reason": "told-so"}
+    ending = {"refuse": "refused", "skip": "skipped", "hinder": "hindered"}[say]
+    outcome = '{"ending": "%s", "reason": "told-so"}' % ending
 else:
-    number = str(int(hashlib.sha256(order["key"].encode()).hexdigest(), 16) % 10**30).zfill(30).replace("0", "1", 1)
-    template = pathlib.Path(TEMPLATE).read_bytes()
-    (part / "result.dcm").write_bytes(template.replace(PLACEHOLDER, b"2.25.1" + number[1:].encode()))
-    outcome["files"] = {"seg": ["result.dcm"]}
-(part / "outcome.json").write_text(json.dumps(outcome))
-part.rename(out)
+    outcome = '{"ending": "judged", "positive": true, "probability": 0.9, "levels": ["C2"], "study_uid": "1.2.3", '
+    outcome += '"files": {"seg": ["result.dcm"]}}'
+    number = str(int.from_bytes(key.encode(), "big") % 10**29).zfill(29)
+    with open(TEMPLATE, "rb") as template, open(out + ".part/result.dcm", "wb") as result:
+        result.write(template.read().replace(PLACEHOLDER, b"2.25.1" + number.encode()))
+with open(out + ".part/outcome.json", "w") as file:
+    file.write(outcome)
+os.rename(out + ".part", out)
 """
 
 
-def write_result(path: Path, *, uid: str = PLACEHOLDER) -> None:
+def write_result(path: Path, *, uid: str = PLACEHOLDER, sop_class: str = SECONDARY_CAPTURE) -> None:
     """A small object that any archive takes."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SECONDARY_CAPTURE, uid
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID = SECONDARY_CAPTURE, uid
+    ds.SOPClassUID, ds.SOPInstanceUID = UID(sop_class), UID(uid)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3", "1.2.3.4"
     ds.PatientID, ds.PatientName, ds.Modality, ds.ConversionType = "SECRET-ID", "Secret^Name", "OT", "WSD"
     ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ds.PatientBirthDate = ds.PatientSex = ""
@@ -75,20 +81,19 @@ def write_result(path: Path, *, uid: str = PLACEHOLDER) -> None:
     ds.save_as(path, enforce_file_format=True)
 
 
-def fake_child(folder: Path) -> tuple[str, ...]:
-    """The command line of the stand-in; ``folder`` holds its script and the result it gives."""
+def fake_child(folder: Path, *, seconds: float = 0.0) -> tuple[str, ...]:
+    """The command line of the stand-in; ``folder`` holds its script and the result it gives after some seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     template, script = folder / "template.dcm", folder / "fake_child.py"
     write_result(template)
-    head = f"TEMPLATE, PLACEHOLDER = {str(template)!r}, {PLACEHOLDER.encode()!r}\n"
+    head = f"TEMPLATE, PLACEHOLDER, SECONDS = {str(template)!r}, {PLACEHOLDER.encode()!r}, {seconds!r}\n"
     script.write_text(head + FAKE_CHILD, encoding="utf-8")
     return (sys.executable, "-S", "-E", str(script))
 
 
 def result_uid(key: str) -> str:
     """The UID of the stand-in's result for a study."""
-    number = str(int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10**30).zfill(30).replace("0", "1", 1)
-    return "2.25.1" + number[1:]
+    return "2.25.1" + str(int.from_bytes(key.encode(), "big") % 10**29).zfill(29)
 
 
 @dataclass
@@ -108,14 +113,16 @@ class Collects:
     got: list[str] = field(default_factory=list)
     failing: str = ""
     lasting: bool = False
+    warning: str = ""
 
     def wants(self, outcome: JobOutcome) -> bool:
         return True
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Parcel) -> str:
         if self.failing:
             raise DeliveryError(self.failing, lasting=self.lasting)
         self.got.append(parcel.key)
+        return self.warning
 
 
 @dataclass
@@ -130,13 +137,17 @@ class AtOnce:
         name = (job.key, job.round, job.tries)
         if name not in self.ran:
             self.ran.add(name)
-            self.work.record_judgement(job, self.work.judge_once(job))
+            outcome = self.work.judge_once(job)
+            if outcome is not None:
+                self.work.record_judgement(job, outcome)
 
     def submit_delivery(self, job: Job, delivery: Delivery) -> None:
         name = (job.key, job.round, delivery.destination, delivery.round, delivery.tries)
         if name not in self.ran:
             self.ran.add(name)
-            self.work.record_delivery(job, delivery, *self.work.send_once(job, delivery))
+            attempt = self.work.send_once(job, delivery)
+            if attempt is not None:
+                self.work.record_delivery(job, delivery, attempt)
 
     def lost_judgement(self, job: Job) -> bool:
         return self.lost

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,12 +19,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
+from pynetdicom import AE, evt
 
 from components import free_port, need
+from cspine.node import notify
 from cspine.node.child import JobOutcome
-from cspine.node.deliver import CStore, DeliveryError, Parcel, Stow, backoff
+from cspine.node.deliver import CStore, DeliveryError, Parcel, backoff, verdict
 from cspine.node.notify import Hl7, Webhook, acknowledgment, signature
 from cspine.node.settings import CStoreDestination, Notify, Retry, StowDestination, Tls
+from cspine.node.stow import Stow
 from cspine.node.tls import server_context
 from node_work_factory import SECONDARY_CAPTURE, write_result
 from orthanc_server import Orthanc
@@ -80,25 +84,81 @@ def test_nobody_there_is_a_matter_of_time(tmp_path: Path) -> None:
         assert not caught.value.lasting
 
 
-def test_an_object_that_the_other_side_does_not_know_lasts(tmp_path: Path) -> None:
-    from pynetdicom import AE
+@dataclass
+class Archive:
+    """A DICOM service that takes some kinds of objects and answers with a status for each."""
 
-    entity = AE(ae_title="ORTHANC")
-    entity.add_supported_context("1.2.840.10008.1.1")
-    server = entity.start_server(("127.0.0.1", 0), block=False)
-    assert server is not None
-    try:
-        with pytest.raises(DeliveryError) as caught:
-            cstore(server.server_address[1]).send(parcel(tmp_path))
-    finally:
-        server.shutdown()
-        server.server_close()
+    statuses: list[int] = field(default_factory=list)
+    got: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def listening(self, sop_class: str = SECONDARY_CAPTURE, syntax: str = ExplicitVRLittleEndian) -> Iterator[int]:
+        def store(event: Any) -> int:
+            assert event.dataset.PatientID == "SECRET-ID"  # it can be read as what was agreed on
+            self.got.append(str(event.request.AffectedSOPInstanceUID))
+            return self.statuses.pop(0) if self.statuses else 0
+
+        entity = AE(ae_title="ORTHANC")
+        entity.add_supported_context(sop_class, syntax)
+        handlers = [(evt.EVT_C_STORE, store)]
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)  # type: ignore[arg-type]
+        assert server is not None
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0xB123, 0x0111])
+def test_an_object_that_was_stored_with_a_warning_is_there_and_the_warning_is_told(tmp_path: Path, status: int) -> None:
+    """0111 says that the object was there before: its sending was cut off after it had arrived."""
+    archive = Archive([0, status])
+    with archive.listening() as port:
+        assert cstore(port).send(parcel(tmp_path)) == f"warning-{status:04x}"
+    assert archive.got == UIDS
+
+
+def test_an_object_that_is_not_wanted_does_not_keep_the_others(tmp_path: Path) -> None:
+    """An archive that knows no Segmentation gets the report nevertheless."""
+    archive, both = Archive(), parcel(tmp_path)
+    write_result(tmp_path / "seg.dcm", uid=UIDS[0], sop_class=SegmentationStorage)
+    with archive.listening() as port, pytest.raises(DeliveryError, match="object-kind-not-accepted") as caught:
+        cstore(port).send(both)
+    assert archive.got == UIDS[1:] and caught.value.lasting
+
+
+def test_an_archive_that_knows_none_of_the_kinds_is_a_matter_for_a_person(tmp_path: Path) -> None:
+    with Archive().listening(sop_class=SegmentationStorage) as port, pytest.raises(DeliveryError) as caught:
+        cstore(port).send(parcel(tmp_path))
     assert (caught.value.reason, caught.value.lasting) == ("object-kind-not-accepted", True)
 
 
-def test_cstore_over_tls_shows_a_certificate_and_checks_the_other(tmp_path: Path) -> None:
-    from pynetdicom import AE, evt
+def test_an_archive_that_takes_nothing_but_the_default_transfer_syntax_gets_that(tmp_path: Path) -> None:
+    """PS3.5 10.1: Implicit VR Little Endian is offered by everybody."""
+    archive = Archive()
+    with archive.listening(syntax=ImplicitVRLittleEndian) as port:
+        assert cstore(port).send(parcel(tmp_path)) == ""
+    assert archive.got == UIDS
 
+
+@pytest.mark.parametrize(
+    ("statuses", "reason", "lasting"),
+    [
+        ([0, 0xA900], "status-a900", True),
+        ([0xC000, 0xA700], "status-a700", False),
+        ([0xB006, 0x0122], "object-kind-not-accepted", True),
+    ],
+)
+def test_while_one_object_may_be_wanted_later_all_are_sent_again(
+    statuses: list[int], reason: str, lasting: bool
+) -> None:
+    with pytest.raises(DeliveryError, match=reason) as caught:
+        verdict(statuses)
+    assert caught.value.lasting is lasting
+
+
+def test_cstore_over_tls_shows_a_certificate_and_checks_the_other(tmp_path: Path) -> None:
     ours, theirs = (certificate(tmp_path, name) for name in ("ours", "theirs"))
     got: list[str] = []
     entity = AE(ae_title="ORTHANC")
@@ -172,20 +232,84 @@ class Answers:
             thread.join()
 
 
-@pytest.mark.parametrize(("status", "lasting"), [(400, True), (415, True), (401, False), (429, False), (503, False)])
+@pytest.mark.parametrize(
+    ("status", "lasting"), [(400, True), (415, True), (401, False), (404, False), (429, False), (503, False)]
+)
 def test_what_a_web_server_says_decides_whether_to_try_again(tmp_path: Path, status: int, lasting: bool) -> None:
     with Answers(status).serving() as server, pytest.raises(DeliveryError, match=f"http-{status}") as caught:
         stow(server.url).send(parcel(tmp_path))
     assert caught.value.lasting is lasting and len(server.got) == 1, "the node tries again, not the library"
 
 
-def test_a_single_object_that_was_not_stored_is_a_failure(tmp_path: Path) -> None:
-    """PS3.18 10.5.3: the answer may be a success with a list of failures."""
-    failed = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA900]}}]}}
-    answers = Answers(body=json.dumps(failed).encode())
-    with answers.serving() as server, pytest.raises(DeliveryError, match="status-a900") as caught:
+def stored(failed: dict[str, int | None], there: dict[str, int | None]) -> bytes:
+    """The answer to a STOW-RS request (PS3.18 annex I), with the reason of each failure and warning."""
+
+    def items(table: dict[str, int | None], tag: str) -> dict[str, Any]:
+        reasons = [{} if code is None else {tag: {"vr": "US", "Value": [code]}} for code in table.values()]
+        uids = [{"00081155": {"vr": "UI", "Value": [uid]}} for uid in table]
+        return {"vr": "SQ", "Value": [uid | reason for uid, reason in zip(uids, reasons, strict=True)]}
+
+    told = {"00081198": items(failed, "00081197"), "00081199": items(there, "00081196")}
+    return json.dumps({tag: value for tag, value in told.items() if value["Value"]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason", "lasting"),
+    [
+        # 202: a success with a list of failures. 409: nothing was stored, and the list says why.
+        (202, stored({UIDS[0]: 0xA900}, {UIDS[1]: None}), "status-a900", True),
+        (202, stored({UIDS[0]: 0xA700}, {UIDS[1]: None}), "status-a700", False),
+        (202, stored({UIDS[0]: None}, {UIDS[1]: None}), "status-0110", False),
+        (409, stored({UIDS[0]: 0xC000, UIDS[1]: 0x0122}, {}), "status-c000", True),
+        (409, stored({UIDS[0]: 0xC000, UIDS[1]: 0xA700}, {}), "status-a700", False),
+        (409, b"", "http-409", False),
+        (409, b"{}", "status-0110", False),
+        (409, stored({UIDS[0]: 0x0111}, {}), "status-0110", False),
+        # One of the objects is in neither list.
+        (200, stored({}, {UIDS[1]: None}), "status-0110", False),
+        (200, b"{", "answer-not-understood", False),
+        (200, b"[]", "answer-not-understood", False),
+    ],
+)
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8"])
+def test_single_objects_that_a_web_server_did_not_store(
+    tmp_path: Path, status: int, body: bytes, reason: str, lasting: bool, charset: str
+) -> None:
+    answers = Answers(status, body, f"application/dicom+json{charset}")
+    with answers.serving() as server, pytest.raises(DeliveryError) as caught:
         stow(server.url).send(parcel(tmp_path))
-    assert caught.value.lasting
+    assert (caught.value.reason, caught.value.lasting) == (reason, lasting)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "warning"),
+    [
+        (202, stored({}, {UIDS[0]: 0xB000, UIDS[1]: None}), "warning-b000"),
+        (409, stored({UIDS[0]: 0x0111, UIDS[1]: 0x0111}, {}), "warning-0111"),
+        (202, stored({UIDS[0]: 0x0111}, {UIDS[1]: None}), "warning-0111"),
+        (200, stored({}, dict.fromkeys(UIDS)), ""),
+        (200, b"", ""),
+    ],
+)
+def test_objects_that_a_web_server_stored_and_what_it_had_to_say(
+    tmp_path: Path, status: int, body: bytes, warning: str
+) -> None:
+    with Answers(status, body).serving() as server:
+        assert stow(server.url).send(parcel(tmp_path)) == warning
+
+
+def test_a_page_for_people_is_no_success(tmp_path: Path) -> None:
+    """A proxy that wants somebody to log in says 200 too."""
+    with Answers(body=b"<html>", type="text/html").serving() as server, pytest.raises(DeliveryError) as caught:
+        stow(server.url).send(parcel(tmp_path))
+    assert (caught.value.reason, caught.value.lasting) == ("answer-not-understood", False)
+
+
+def test_results_go_where_the_settings_say_and_nowhere_else(tmp_path: Path) -> None:
+    """A POST that followed a redirect would become a GET, and its success would say nothing."""
+    with Answers(302).serving() as server, pytest.raises(DeliveryError, match="http-302"):
+        stow(server.url).send(parcel(tmp_path))
+    assert len(server.got) == 1
 
 
 def test_passwords_and_tokens_come_from_files(tmp_path: Path) -> None:
@@ -235,6 +359,62 @@ def test_a_webhook_names_the_study_where_the_settings_allow_it(tmp_path: Path) -
 def test_a_webhook_that_is_sent_elsewhere_is_a_failure(tmp_path: Path) -> None:
     with Answers(status=302).serving() as server, pytest.raises(DeliveryError, match="http-302"):
         Webhook(Notify(webhook=server.url), server.url).send(parcel(tmp_path))
+
+
+@pytest.mark.parametrize(("status", "lasting"), [(400, True), (404, False), (500, False)])
+def test_what_a_receiver_of_web_hooks_says_decides_whether_to_try_again(
+    tmp_path: Path, status: int, lasting: bool
+) -> None:
+    with Answers(status).serving() as server, pytest.raises(DeliveryError, match=f"http-{status}") as caught:
+        Webhook(Notify(webhook=server.url), server.url).send(parcel(tmp_path))
+    assert caught.value.lasting is lasting
+
+
+@contextmanager
+def slow(said: bytes) -> Iterator[int]:
+    """A receiver that says something a byte at a time, and goes on saying the last one for ever."""
+    listener, stop = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def serve() -> None:
+        line, _ = listener.accept()
+        with line, suppress(OSError):
+            rest = list(said)
+            while not stop.wait(0.02):
+                line.sendall(bytes([rest.pop(0) if len(rest) > 1 else rest[0]]) if rest else b"")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        stop.set()
+        thread.join(10)
+        listener.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x0bMSH|"])
+def test_a_receiver_that_never_comes_to_an_end_is_not_waited_for(
+    tmp_path: Path, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have the message; it comes again under the same identifier, so that the receiver can drop it."""
+    monkeypatch.setattr(notify, "ANSWER_SECONDS", 0.2)
+    with slow(said) as port, pytest.raises(DeliveryError) as caught:
+        Hl7(Notify(hl7_host="127.0.0.1", hl7_port=port), "127.0.0.1", port, "CSPINE").send(parcel(tmp_path))
+    assert (caught.value.reason, caught.value.lasting) == ("no-answer", False)
+
+
+def test_a_webhook_that_times_out_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "ANSWER_SECONDS", 0.2)
+    with slow(b"") as port, pytest.raises(DeliveryError) as caught:
+        Webhook(Notify(webhook=f"http://127.0.0.1:{port}"), f"http://127.0.0.1:{port}").send(parcel(tmp_path))
+    assert (caught.value.reason, caught.value.lasting) == ("no-answer", False)
+
+
+def test_what_a_receiver_of_web_hooks_goes_on_to_say_is_not_read(tmp_path: Path) -> None:
+    """Its status is enough: a body without end holds up nobody."""
+    with slow(b"HTTP/1.1 200 OK\r\n\r\n.") as port:
+        url = f"http://127.0.0.1:{port}"
+        assert Webhook(Notify(webhook=url), url).send(parcel(tmp_path)) == ""
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -18,13 +20,17 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
 from cspine.node.deliver import CStore
+from cspine.node.figures import Figures
 from cspine.node.ledger import Job, Ledger
 from cspine.node.settings import CStoreDestination
 from dicom_factory import Grid, make_slice
 from node_process import NodeProcess, node_process
 from node_work_factory import SECONDARY_CAPTURE, AtOnce, Clock, add_study, calls, make_work, result_uid
+from postgres_server import cut_connections
 
-STUDIES = 20
+# With SQLite and with PostgreSQL each: fifty in all. Seconds that the stand-in takes for one, three at once.
+STUDIES, JUDGING = 25, 0.15
+KILLS = {"sqlite": ["node", "child", "node", "child"], "postgresql": ["connection", "child", "node", "connection"]}
 
 
 @dataclass
@@ -104,10 +110,9 @@ def way_to(port: int) -> CStore:
     return CStore(CStoreDestination.model_validate({**table, "formats": ["seg"]}), "CSPINE")
 
 
-def send_until_accepted(node: NodeProcess, study: int, stop: threading.Event) -> None:
+def send_until_accepted(node: NodeProcess, datasets: list[FileDataset], stop: threading.Event | None = None) -> None:
     """A sender sends again until all its instances were accepted."""
-    datasets = instances(study)
-    while not stop.is_set() and send(node.port, datasets) != [0] * len(datasets):
+    while not (stop and stop.is_set()) and send(node.port, datasets) != [0] * len(datasets):
         time.sleep(0.1)
 
 
@@ -126,34 +131,90 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_node_that_is_killed_again_and_again_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> None:
-    chance, stop = random.Random(5), threading.Event()
+@dataclass
+class Killer:
+    """Kills one thing of a node after the other, and counts how many were in the middle of a study."""
+
+    node: NodeProcess
+    chance: random.Random
+    database: str
+    hits: Counter[str] = field(default_factory=Counter)
+
+    def strike(self, what: str, over: Callable[[], bool]) -> None:
+        """Wait for a random moment at which a study is being judged; others are on their way in or out meanwhile."""
+        time.sleep(self.chance.uniform(0.0, 2 * JUDGING))
+        until(lambda: bool(self.node.judging()) or over())
+        self.hits[what] += {"node": self._node, "child": self._child, "connection": self._connection}[what]()
+
+    def _node(self) -> bool:
+        running = self.node.judging()
+        self.node.kill()
+        hit = bool(running.keys() & self.node.begun().keys())  # they died with the node
+        self.node.start()
+        return hit
+
+    def _child(self) -> bool:
+        key, pid = self.chance.choice(sorted(self.node.judging().items()) or [("", 0)])
+        if not pid:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return key in self.node.begun()
+
+    def _connection(self) -> bool:
+        running = self.node.judging()
+        return cut_connections(self.database) > 0 and bool(running.keys() & self.node.judging().keys())
+
+
+@pytest.mark.parametrize("kind", list(KILLS))
+def test_whatever_is_killed_nothing_is_lost_and_nothing_is_done_twice(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("postgres") if kind == "postgresql" else f"sqlite:///{tmp_path}/data/ledger.sqlite"
+    # The history of what is done goes at once: the ledger alone says that it was.
+    toml = "history_days = 0\n" + (f'database = "{url}"\n' if kind == "postgresql" else "")
+    worker = "[worker]\nprocesses = 3\ntries = 20\n"
+    stop = threading.Event()
     # Senders come back within the quiet time; a study that they come back too late with is rightly two.
-    with Pacs().listening() as pacs, node_process(tmp_path, pacs.toml, quiet_seconds=2.0) as node:
+    with (
+        Pacs().listening() as pacs,
+        node_process(tmp_path, toml + pacs.toml + worker, quiet_seconds=2.0, seconds=JUDGING) as node,
+    ):
+        ledger = Ledger(url)
+        killer = Killer(node, random.Random(5), url)
 
-        def sending() -> None:
-            for study in range(STUDIES):
-                send_until_accepted(node, study, stop)
+        def sending(first: int) -> None:
+            for study in range(first, STUDIES, 2):
+                send_until_accepted(node, instances(study), stop)
 
-        sender = threading.Thread(target=sending)
-        sender.start()
+        def over() -> bool:
+            return [job.state for job in ledger.jobs()].count("done") == STUDIES
+
+        senders = [threading.Thread(target=sending, args=(first,)) for first in range(2)]
+        for sender in senders:
+            sender.start()
         try:
-            for _ in range(5):
-                time.sleep(chance.uniform(0.05, 1.2))
-                node.kill()
-                node.start()
-            sender.join(60)
-            assert not sender.is_alive()
-            until(lambda: [job.state for job in jobs(node)].count("done") == STUDIES)
+            for what in KILLS[kind]:
+                killer.strike(what, over)
+            until(over)
         finally:
             stop.set()
-            sender.join(10)
-        time.sleep(0.5)
-        ended = jobs(node)
+            for sender in senders:
+                sender.join(10)
+        ended, counted = ledger.jobs(), Figures(ledger.database).tally("failure")
+        ledger.close()
     by_study = Counter(job.key.rpartition("-")[0] for job in ended)
     assert len(by_study) == STUDIES and set(by_study.values()) == {1}, "every study once, and no part of one"
+    assert {job.state for job in ended} == {"done"}
+    # The kills were in the middle of something, each kind of them.
+    hits = killer.hits
+    assert set(hits) == set(KILLS[kind]) and hits.total() >= len(KILLS[kind]) - 1 and all(hits.values()), hits
+    # Only what was killed was begun again, and only a child that died cost its study a try.
+    begun = (node.data / "calls").read_text().split()
+    assert set(begun) == {job.key for job in ended} and STUDIES < len(begun) <= STUDIES + 3 * hits.total()
+    assert sum(job.tries for job in ended) == sum(count for count, _ in counted.values()) <= KILLS[kind].count("child")
+    # Every result is there. One may have been sent again whose sending was cut off, as the same object.
     assert set(pacs.got) == {result_uid(job.key) for job in ended}
-    assert [job for job in ended if job.state != "done" or job.tries] == []
+    assert pacs.got.total() - STUDIES <= 2 * (hits["node"] + hits["connection"])
 
 
 def test_half_a_study_then_silence_is_judged_after_the_quiet_time_and_the_rest_makes_a_new_one(tmp_path: Path) -> None:
@@ -162,11 +223,11 @@ def test_half_a_study_then_silence_is_judged_after_the_quiet_time_and_the_rest_m
         assert send(node.port, whole[:2], release=False) == [0, 0]
         until(lambda: [job.state for job in jobs(node)] == ["done"])
         assert jobs(node)[0].instances == 2
-        assert send(node.port, whole) == [0] * 4
+        send_until_accepted(node, whole)
         until(lambda: [job.state for job in jobs(node)] == ["done", "done"])
         assert jobs(node)[1].instances == 4
         # The same study once more, with the same content: it was handled.
-        assert send(node.port, whole) == [0] * 4
+        send_until_accepted(node, whole)
         time.sleep(1.0)
         assert len(jobs(node)) == 2
         assert len(pacs.got) == 2 and set(pacs.got.values()) == {1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -21,7 +22,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 
-from cspine.node.limits import Budget, command_field, within
+from cspine.node.limits import Budget, within
+from cspine.node.messages import StoreRequest, command_field, elements
 from cspine.node.settings import Limits
 from cspine.studies import tags
 from dicom_factory import ROOT
@@ -46,11 +48,15 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
         yield node
 
 
-def answers_echo(node: Receiver) -> bool:
+def port_of(node: Receiver | int) -> int:
+    return node if isinstance(node, int) else node.port
+
+
+def answers_echo(node: Receiver | int) -> bool:
     ae = AE(ae_title="CT1")
     ae.add_requested_context(Verification)
     for _ in range(100):  # associations of the attack may still be closing
-        assoc = ae.associate("127.0.0.1", node.port, ae_title=node.settings.ae_title)
+        assoc = ae.associate("127.0.0.1", port_of(node), ae_title="CSPINE")
         if assoc.is_established:
             status = assoc.send_c_echo()
             assoc.release()
@@ -60,8 +66,8 @@ def answers_echo(node: Receiver) -> bool:
 
 
 @contextmanager
-def connection(node: Receiver) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", node.port), timeout=10) as peer:
+def connection(node: Receiver | int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port_of(node)), timeout=10) as peer:
         yield peer
 
 
@@ -127,7 +133,7 @@ def fragment(body: bytes, *, is_command: bool = False, last: bool = False, conte
 
 
 @contextmanager
-def established(node: Receiver) -> Iterator[socket.socket]:
+def established(node: Receiver | int) -> Iterator[socket.socket]:
     for _ in range(100):
         with connection(node) as peer:
             peer.sendall(association_request())
@@ -345,6 +351,43 @@ def test_claims_of_four_gigabytes_leave_the_memory_of_the_process_as_it_was(tmp_
     assert grown < 32 * MIB
 
 
+CAPPED = """
+import sys
+from pathlib import Path
+from cspine.node.limits import cap_memory
+from cspine.node.settings import Limits
+from receiving_factory import receiver
+GIB = 2**30
+# Caps of our own that let everything pass, so that the system's is what is met.
+generous = Limits(free_bytes=0, message_bytes=8 * GIB, memory_bytes=8 * GIB, process_bytes=9 * GIB)
+with receiver(Path(sys.argv[1]), limits=generous) as node:
+    now = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:"))
+    cap_memory(now * 1024 + 96 * 2**20)
+    print(node.port, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mappings on Linux only")
+def test_the_system_holds_the_process_below_its_cap_and_it_goes_on_receiving(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CAPPED, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None and child.stdin is not None
+        port = int(child.stdout.readline())
+        before = resident_peak(child.pid)
+        for _ in range(2):
+            with established(port) as peer:
+                assert flood(peer, 200 * MIB) in (ABORT, None)
+        grown = resident_peak(child.pid) - before
+        assert answers_echo(port)
+        child.stdin.close()
+        assert child.wait(timeout=30) == 0
+    assert grown < 128 * MIB
+
+
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
@@ -381,3 +424,71 @@ def test_a_sound_instance_passes_below_all_caps(tight: Receiver) -> None:
     assert assoc.send_c_store(ds).Status == 0
     assoc.release()
     assert len(encoded(ds)) < MIB
+
+
+# C-STORE on its own way -----------------------------------------------------------------------------------------------
+
+
+def stored(node: Receiver, *parts: bytes, message: bytes | None = None) -> int | None:
+    """Send one C-STORE in these fragments; the kind of PDU that comes back."""
+    with established(node) as peer:
+        peer.sendall(fragment(message or command(1), is_command=True, last=True))
+        for number, part in enumerate(parts):
+            peer.sendall(fragment(part, last=number == len(parts) - 1))
+        return reply(peer)
+
+
+@given(cuts=st.lists(st.integers(0, 3000), max_size=6))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_however_a_data_set_is_cut_into_fragments_the_same_comes_out(tight: Receiver, cuts: list[int]) -> None:
+    ds = instance(0, study="77")
+    data = encoded(ds)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    parts = [data[start:stop] for start, stop in itertools.pairwise(edges)]
+    assert stored(tight, *parts, message=store_command(str(ds.SOPInstanceUID))) == 4
+    row = tight.spool.index.find(str(ds.SOPInstanceUID))
+    assert row is not None and tight.spool.path(row).read_bytes().endswith(data)
+
+
+def store_command(sop: str) -> bytes:
+    """The command set of a C-STORE of CT."""
+    found = {**(elements(command(1)) or {}), 0x1000: sop.encode() + b"\0" * (len(sop) % 2)}
+    return b"".join(element(number, value) for number, value in found.items())
+
+
+@pytest.mark.parametrize("missing", [0x0110, 0x0800, 0x1000])
+def test_a_c_store_that_lacks_something_ends_the_association(tight: Receiver, missing: int) -> None:
+    kept = b"".join(
+        element(number, value) for number, value in (elements(command(1)) or {}).items() if number != missing
+    )
+    assert stored(tight, b"\0" * 8, message=kept) in (ABORT, None)
+    assert answers_echo(tight)
+
+
+def test_a_c_store_in_a_context_that_was_not_accepted_ends_the_association(tight: Receiver) -> None:
+    with established(tight) as peer:
+        peer.sendall(fragment(command(1), is_command=True, last=True, context=99))
+        assert reply(peer) in (ABORT, None)
+
+
+def test_an_answer_says_what_it_answers_and_how() -> None:
+    request = StoreRequest(tags.CT_STORAGE, ROOT + "1", 7, 1, tags.EXPLICIT_LITTLE)
+    found = elements(request.answer(0xC000, "odd"))
+    assert found is not None
+    assert (found[0x0100], found[0x0120], found[0x0900]) == (b"\x01\x80", b"\x07\x00", b"\x00\xc0")
+    assert found[0x0902] == b"odd " and found[0x0002].rstrip(b"\0").decode() == tags.CT_STORAGE
+
+
+def test_a_store_that_fails_in_an_unforeseen_way_is_answered_with_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    with receiver(tmp_path) as node:
+        monkeypatch.setattr(node.spool, "store", surprise)
+        ae = AE(ae_title="CT1")
+        ae.add_requested_context(CTImageStorage, tags.EXPLICIT_LITTLE)
+        assoc = ae.associate("127.0.0.1", node.port, ae_title="CSPINE")
+        assert [assoc.send_c_store(instance(n)).Status for n in range(2)] == [0x0110, 0x0110]
+        assoc.release()

@@ -26,8 +26,10 @@ class Taken:
     def __init__(self, folder: Path, limits: Limits | None = None) -> None:
         self.spool = Spool(folder / "spool", Pseudonyms(bytes(32)), limits=limits or Limits(free_bytes=0))
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
+        self.calls = 0
 
     def __call__(self, path: Path, sender: str) -> Stored:
+        self.calls += 1
         return self.spool.store_file(path, sender=sender)
 
     @property
@@ -129,7 +131,22 @@ def test_new_ct_studies_of_an_orthanc_are_fetched_once(tmp_path: Path, orthanc: 
     assert source.look() == 0 and not list((tmp_path / "scratch").iterdir())
     (more,) = write_series(tmp_path / "more", GRID, places=[9], edit=lambda _, ds: _renamed(ds))
     orthanc.call("/instances", method="POST", data=more.read_bytes())
-    assert source.look() == 1, "the study has grown"
+    assert source.look() == 0, "the study has grown and may go on growing"
+    assert source.look() == 1, "it is at rest"
+
+
+def test_what_comes_to_lie_beside_the_images_costs_nothing(tmp_path: Path, orthanc: Orthanc) -> None:
+    take = Taken(tmp_path)
+    for path in write_series(tmp_path / "ct", GRID):
+        orthanc.call("/instances", method="POST", data=path.read_bytes())
+    source = poll(orthanc.dicomweb, take, tmp_path)
+    while not source.look():
+        time.sleep(0.1)
+    fetched = take.calls
+    for path in write_series(tmp_path / "result", GRID, series="7", edit=lambda _, ds: setattr(ds, "Modality", "OT")):
+        orthanc.call("/instances", method="POST", data=path.read_bytes())
+    assert [source.look() for _ in range(3)] == [0, 0, 0]
+    assert take.calls == fetched
 
 
 def _renamed(ds: object) -> None:

@@ -28,12 +28,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from components import need
+from components import free_port, need
 from cspine.errors import UsageError
 from cspine.node.audit import verify
 from cspine.node.privacy import PrivateFilter
+from cspine.node.report_log import Judged
 from cspine.node.service import Service
-from cspine.node.settings import Limits, Peer, Tls
+from cspine.node.settings import Limits, Peer, Retry, Tls
 from cspine.studies import tags
 from dicom_factory import ROOT, save
 from receiving_factory import PSEUDONYMS, Receiver, instance, pixels_of, receiver, write_instances
@@ -329,12 +330,8 @@ def test_commitment_is_reported_on_the_same_association(tmp_path: Path) -> None:
 
 def test_commitment_is_reported_on_an_association_of_its_own_where_the_peer_listens(tmp_path: Path) -> None:
     reports = Reports()
-    listener = AE(ae_title="CT1")
-    listener.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
-    server = listener.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, reports)])
-    assert server is not None
-    peer = Peer(name="ct1", ae_title="CT1", address="127.0.0.1", port=server.server_address[1])
-    try:
+    with listening(reports) as port:
+        peer = Peer(name="ct1", ae_title="CT1", address="127.0.0.1", port=port)
         with receiver(tmp_path, peers=(peer,)) as node:
             with association(node, CTImageStorage, StorageCommitmentPushModel) as assoc:
                 assoc.send_c_store(instance(0))
@@ -342,9 +339,76 @@ def test_commitment_is_reported_on_an_association_of_its_own_where_the_peer_list
             kind, said = reports.only
             wait_for(lambda: bool(sent_events(node, "committed")))
             assert sent_events(node, "committed")[0]["outcome"] == "success"
+    assert kind == 1 and "FailedSOPSequence" not in said
+
+
+@contextmanager
+def listening(reports: Reports, port: int = 0) -> Iterator[int]:
+    """A peer that takes reports on associations of their own; gives its port."""
+    listener = AE(ae_title="CT1")
+    listener.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+    server = listener.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, reports)])
+    assert server is not None
+    try:
+        yield server.server_address[1]
     finally:
         server.shutdown()
-    assert kind == 1 and "FailedSOPSequence" not in said
+
+
+def test_a_report_that_could_not_be_sent_follows_when_the_peer_is_back(tmp_path: Path) -> None:
+    reports, port = Reports(), free_port()
+    peer = Peer(name="ct1", ae_title="CT1", address="127.0.0.1", port=port)
+    soon = Retry(first_seconds=0.2, most_seconds=0.2)
+    with receiver(tmp_path, peers=(peer,), retry=soon) as node:
+        with association(node, CTImageStorage, StorageCommitmentPushModel) as assoc:
+            assoc.send_c_store(instance(0))
+            assert ask(assoc, request(HELD)) == 0
+        time.sleep(0.3)
+        with listening(reports, port):
+            assert reports.only[0] == 1
+            wait_for(lambda: bool(sent_events(node, "committed")))
+
+
+def test_a_report_survives_a_restart_and_is_sent_once(tmp_path: Path) -> None:
+    reports, port = Reports(), free_port()
+    peer = Peer(name="ct1", ae_title="CT1", address="127.0.0.1", port=port)
+    asked = request(HELD, MISSING)
+    contexts = (CTImageStorage, StorageCommitmentPushModel)
+    with receiver(tmp_path, peers=(peer,)) as node, association(node, *contexts) as assoc:
+        assoc.send_c_store(instance(0))
+        assert ask(assoc, asked) == 0
+    with listening(reports, port):
+        with receiver(tmp_path, peers=(peer,)) as node:
+            kind, said = reports.only
+            wait_for(lambda: bool(sent_events(node, "committed")))
+        with receiver(tmp_path, peers=(peer,)) as node:
+            time.sleep(0.3)
+    assert len(reports.heard) == 1
+    assert kind == 2 and said.TransactionUID == asked.TransactionUID
+    assert [item.ReferencedSOPInstanceUID for item in said.ReferencedSOPSequence] == [HELD[1]]
+
+
+def test_a_peer_that_listens_nowhere_gets_its_report_when_it_calls_again(tmp_path: Path) -> None:
+    reports = Reports()
+    contexts = (CTImageStorage, StorageCommitmentPushModel)
+    with receiver(tmp_path) as node, association(node, *contexts) as assoc:
+        assoc.send_c_store(instance(0))
+        assoc.abort()
+        wait_for(lambda: bool(sent_events(node, "received")))
+        node.service._commitments._reports.add("CT1", "127.0.0.1", time.time(), "1.2.3", [Judged(*HELD, 0)])
+    handlers = [(evt.EVT_N_EVENT_REPORT, reports)]
+    with receiver(tmp_path) as node, association(node, *contexts, evt_handlers=handlers):
+        assert reports.only[1].TransactionUID == "1.2.3"
+        wait_for(lambda: bool(sent_events(node, "committed")))
+
+
+def test_a_report_that_nobody_takes_for_days_is_given_up_and_the_trail_says_so(tmp_path: Path) -> None:
+    with receiver(tmp_path / "a") as node:
+        node.service._commitments._reports.add("CT9", "10.0.0.1", time.time() - 30 * 86400, "1.2.3", [Judged(*HELD, 0)])
+        node.service._commitments.reachable(object(), "CT8", "10.0.0.2")  # type: ignore[arg-type]
+        wait_for(lambda: bool(sent_events(node, "committed")))
+        assert sent_events(node, "committed")[0]["outcome"] == "failure"
+        assert node.service._commitments._reports.count() == 0
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")

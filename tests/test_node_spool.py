@@ -18,8 +18,8 @@ from pydicom import dcmread
 
 from cspine.errors import OutputError, UsageError
 from cspine.node import instances as instances_module
-from cspine.node import spool as spool_module
 from cspine.node.arrivals import Arrivals, ArrivalState
+from cspine.node.index import Index
 from cspine.node.settings import Limits
 from cspine.node.spool import Spool, Verdict
 from cspine.studies import tags
@@ -67,6 +67,7 @@ def test_names_on_the_disk_and_in_answers_are_pseudonyms(tmp_path: Path) -> None
     [
         tags.IMPLICIT_LITTLE, tags.EXPLICIT_LITTLE, tags.EXPLICIT_BIG, tags.DEFLATED, tags.RLE,
         "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90",
+        "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203",
     ],
 )  # fmt: skip
 def test_every_syntax_that_the_reader_decodes_is_taken(tmp_path: Path, syntax: str) -> None:
@@ -76,7 +77,7 @@ def test_every_syntax_that_the_reader_decodes_is_taken(tmp_path: Path, syntax: s
     save(instance(), source, syntax)
     assert spool.store_file(source, sender="watch").verdict is Verdict.ACCEPTED
     (path,) = files(spool)
-    assert dcmread(path).pixel_array.shape == (SMALL.rows, SMALL.columns)
+    assert pixels_of(path) == pixels_of(source)
 
 
 def test_enhanced_ct_is_taken(tmp_path: Path) -> None:
@@ -222,6 +223,11 @@ def test_no_room_is_an_answer_and_counts_every_byte(tmp_path: Path, options: dic
     assert spool.used_bytes == held and not list((spool.folder / "incoming").iterdir())
 
 
+def no_sync(patch: pytest.MonkeyPatch, instead: Any) -> None:
+    for name in ("fsync", "fdatasync"):
+        patch.setattr(os, name, instead)
+
+
 @pytest.mark.parametrize("where", ["write", "index"])
 def test_a_full_disk_is_no_room_and_the_instance_can_be_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -235,7 +241,7 @@ def test_a_full_disk_is_no_room_and_the_instance_can_be_sent_again(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spool.index, "add", full) if where == "index" else patch.setattr(spool_module.os, "fsync", full)
+        patch.setattr(spool.index, "add", full) if where == "index" else no_sync(patch, full)
         assert put(spool, instance(1)).verdict is Verdict.FULL
     assert len(files(spool)) == 1 and not list((spool.folder / "incoming").iterdir())
     assert put(spool, instance(1)).verdict is Verdict.ACCEPTED
@@ -247,7 +253,7 @@ def test_a_failing_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(spool_module.os, "fsync", broken)
+    no_sync(monkeypatch, broken)
     with pytest.raises(OutputError):
         put(spool, instance())
 
@@ -270,7 +276,10 @@ def steps_of_store(folder: Path) -> int:
 class dying:  # noqa: N801 (reads as a word)
     """Let the process die at the n-th call that changes the disk."""
 
-    CALLS = ((os, "open"), (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (spool_module.Index, "add"))
+    CALLS = (
+        (os, "open"), (os, "fsync"), (os, "fdatasync"), (os, "pwritev"),
+        (Path, "mkdir"), (Path, "rename"), (Index, "add"),
+    )  # fmt: skip
 
     def __init__(self, at: int) -> None:
         self.at, self.counter = at, itertools.count()
@@ -329,6 +338,8 @@ def test_recovery_gives_whole_files_their_row_again_and_removes_the_rest(tmp_pat
 def test_an_instance_that_somebody_deleted_is_counted_and_can_come_again(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     put(spool, instance(0))
+    crash(spool)
+    spool = open_spool(tmp_path)  # which no longer has it in its journal
     files(spool)[0].unlink()
     assert spool.holds(tags.CT_STORAGE, str(instance(0).SOPInstanceUID)) is False
     crash(spool)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dbos import DBOS
 
 from cspine.errors import CspineError, UsageError
 from cspine.node.audit import Action, AuditEvent
+from cspine.node.child import JobOutcome, Order
 from cspine.node.durable import Durable
+from cspine.node.figures import Figures
 from cspine.node.ledger import Ledger
 from cspine.node.shelf import retry
-from cspine.node.work import HINDERED_SECONDS, Work, formats_of
+from cspine.node.status import gather
+from cspine.node.work import HINDERED_SECONDS, Attempt, Work, formats_of
 from node_work_factory import AtOnce, Clock, Collects, add_study, calls, make_work
 
 HOUR = 3600.0
@@ -30,7 +35,7 @@ def test_a_study_is_judged_once_its_results_go_everywhere_and_then_it_is_done(tm
     job = work.ledger.job("study-1")
     assert job is not None and (job.state, job.positive) == ("done", True)
     assert pacs.got == archive.got == calls(work) == ["study-1"]
-    assert {"judge", "whole"} >= set(job.seconds) and work.ledger.tally("step")["whole"][0] == 1
+    assert {"judge", "whole"} >= set(job.seconds) and Figures(work.ledger.database).tally("step")["whole"][0] == 1
 
 
 def test_the_same_study_again_changes_nothing(tmp_path: Path) -> None:
@@ -51,15 +56,16 @@ def test_what_is_written_down_twice_counts_once(tmp_path: Path) -> None:
     work = make_work(tmp_path, {"pacs": Collects()})
     add_study(work, "study-1")
     (job,) = work.ledger.due_jobs(work.clock())
-    outcome = work.judge_once(job)
-    assert work.judge_once(job).files == outcome.files
+    outcome, again = work.judge_once(job), work.judge_once(job)
+    assert outcome is not None and again is not None and again.files == outcome.files
     work.record_judgement(job, outcome)
     work.record_judgement(job, outcome)
     (delivery,) = work.ledger.deliveries()
     for _ in range(2):
-        work.record_delivery(job, delivery, "", False, 0.1)
+        work.record_delivery(job, delivery, Attempt(seconds=0.1))
     assert calls(work) == ["study-1"]
-    assert work.ledger.tally("step")["whole"][0] == work.ledger.tally("step")["send"][0] == 1
+    counted = Figures(work.ledger.database).tally("step")
+    assert counted["whole"][0] == counted["send"][0] == 1
 
 
 @pytest.mark.parametrize("say", ["crash", "die"])
@@ -177,6 +183,47 @@ def test_a_try_that_died_with_the_node_counts_as_one_that_failed(tmp_path: Path)
     assert after is not None and (after.state, after.tries, after.reason) == ("waiting", 1, "node-died")
 
 
+def test_what_a_destination_had_to_say_is_kept_though_it_stored_everything(tmp_path: Path) -> None:
+    events: list[AuditEvent] = []
+    work = replace(make_work(tmp_path, {"pacs": Collects(warning="warning-b006")}), tell=events.append)
+    add_study(work, "study-1")
+    for _ in range(2):
+        work.tick(AtOnce(work))
+    (delivery,) = work.ledger.deliveries("delivered")
+    assert delivery.reason == "warning-b006" and work.ledger.job("study-1").state == "done"  # type: ignore[union-attr]
+    assert (Action.SENT, "pacs: warning-b006") in [(event.action, event.detail) for event in events]
+    assert not gather(work.ledger, work.settings.data, 0.0).failing
+
+
+def test_a_try_that_is_over_is_not_run_again(tmp_path: Path) -> None:
+    """Whatever the queue has forgotten: the ledger says so."""
+    pacs = Collects()
+    work = make_work(tmp_path, {"pacs": pacs})
+    add_study(work, "study-1")
+    (job,) = work.ledger.due_jobs(work.clock())
+    work.tick(AtOnce(work))
+    (delivery,) = work.ledger.deliveries()
+    work.tick(AtOnce(work))
+    assert work.judge_once(job) is None and work.send_once(job, delivery) is None
+    assert calls(work) == pacs.got == ["study-1"]
+
+
+def test_a_note_is_put_on_the_shelf_also_after_a_kill_in_between_and_not_for_a_study_that_is_done(
+    tmp_path: Path,
+) -> None:
+    work = make_work(tmp_path, worker={"tries": 1})
+    for key in ("bad", "good"):
+        add_study(work, key)
+    bad, good = work.ledger.due_jobs(work.clock())
+    failed = JobOutcome(ending="failed", reason="timeout")
+    work.record_judgement(bad, failed)
+    work.shelf.remove("bad")  # as if the node had died before it wrote the note
+    work.record_judgement(bad, failed)
+    work.record_judgement(good, JobOutcome(ending="judged"))
+    work.record_judgement(good, failed)  # somebody took it for dead, too late
+    assert [path.name for path in work.shelf.folder.iterdir()] == ["bad~study.json"]
+
+
 def test_the_audit_trail_hears_of_every_end(tmp_path: Path) -> None:
     events: list[AuditEvent] = []
     work = make_work(tmp_path, {"pacs": Collects(), "dead": Collects(failing="http-400", lasting=True)})
@@ -236,10 +283,18 @@ def test_dbos_runs_every_try_once_and_goes_on_after_a_stop(tmp_path: Path) -> No
         add_study(work, key)
     add_study(work, "bad", "die")
     url = f"sqlite:///{work.settings.data / 'dbos.sqlite'}"
-    runner = Durable(work, url, poll_seconds=0.05)
+    over = threading.Event()
+
+    def judge_two(order: Order, seconds: float) -> JobOutcome:
+        if len(calls(work)) < 2:
+            return work.judge(order, seconds)
+        over.wait(60)  # this one is under way at the stop, and never comes to its end
+        raise RuntimeError
+
+    runner = Durable(replace(work, judge=judge_two), url, poll_seconds=0.05)
     runner.launch()
     try:
-        until(lambda: len(calls(work)) >= 2, work, runner)
+        until(lambda: len(calls(work)) == 2 and not DBOS.list_workflows(name="send", status="PENDING"), work, runner)
     finally:
         runner.close()
     runner = Durable(work, url, poll_seconds=0.05)
@@ -251,7 +306,29 @@ def test_dbos_runs_every_try_once_and_goes_on_after_a_stop(tmp_path: Path) -> No
         time.sleep(0.3)
     finally:
         runner.close()
+    over.set()
     assert sorted(calls(work)) == ["bad", *keys] and sorted(pacs.got) == keys
+
+
+def test_the_history_of_what_is_over_goes_and_nothing_is_done_twice_for_that(tmp_path: Path) -> None:
+    pacs = Collects()
+    work = make_work(tmp_path, {"pacs": pacs}, clock=time.time)  # type: ignore[arg-type]
+    add_study(work, "study-1")
+    (first,) = work.ledger.due_jobs(work.clock())
+    runner = Durable(work, f"sqlite:///{work.settings.data / 'dbos.sqlite'}", poll_seconds=0.05)
+    runner.launch()
+    try:
+        until(lambda: states(work) == {"done"}, work, runner)
+        until(lambda: not DBOS.list_workflows(status=["PENDING", "ENQUEUED"]), work, runner)
+        assert runner.forget(time.time() - 3600) == 0
+        assert runner.forget(time.time() + 1) == 2 and not DBOS.list_workflows()
+        # The same tries once more, of which DBOS knows nothing now.
+        runner.submit_judgement(first)
+        runner.submit_delivery(first, replace(work.ledger.deliveries()[0], tries=0))
+        until(lambda: len(DBOS.list_workflows(status="SUCCESS")) == 2, work, runner)
+    finally:
+        runner.close()
+    assert calls(work) == pacs.got == ["study-1"] and states(work) == {"done"}
 
 
 def test_nothing_in_the_queue_is_pickled(tmp_path: Path) -> None:

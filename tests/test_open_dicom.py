@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import FileDataset
+from pydicom.encaps import generate_frames
 
 from cspine.studies import open_study
 from cspine.volume import Volume
@@ -32,6 +35,9 @@ SYNTAXES = {
     "jpeg-lossless-sv1": "1.2.840.10008.1.2.4.70",
     "jpeg-ls": "1.2.840.10008.1.2.4.80",
     "jpeg-2000-lossless": "1.2.840.10008.1.2.4.90",
+    "htj2k-lossless": "1.2.840.10008.1.2.4.201",
+    "htj2k-rpcl": "1.2.840.10008.1.2.4.202",
+    "htj2k": "1.2.840.10008.1.2.4.203",
 }
 
 
@@ -53,6 +59,16 @@ def test_every_syntax_of_ct_decodes_exactly(tmp_path: Path, syntax: str) -> None
     assert_phantom(volume)
     assert volume.source.acquisition["transfer_syntax"] == syntax
     assert volume.warnings == ()
+
+
+def test_what_openjph_wrote_is_what_another_decoder_reads(tmp_path: Path) -> None:
+    """The test images of HTJ2K come from the library that also reads them here; OpenJPEG must agree with it."""
+    (path, *_) = write_series(tmp_path, syntax=SYNTAXES["htj2k-lossless"])
+    ds = dcmread(path)
+    ours = open_study(tmp_path).hu[0]
+    (coded,) = generate_frames(ds.PixelData, number_of_frames=1)
+    theirs = imagecodecs.jpeg2k_decode(coded).view(np.int16) * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 FEET_FIRST = tuple(-np.asarray(AXIAL))

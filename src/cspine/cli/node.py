@@ -43,6 +43,7 @@ def run(
     import threading
 
     settings = _settings(file)
+    from cspine.node.limits import cap_memory
     from cspine.node.node import Node, Places
     from cspine.node.privacy import Pseudonyms, guard_handlers
 
@@ -62,6 +63,8 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if not worker:
+        cap_memory(settings.limits.process_bytes)
     with Node(settings, receives=not worker) as node:
         where = "working" if worker else f"{settings.ae_title} listens on {settings.host}:{node.port}"
         stderr().print(f"{where}; stop with Ctrl-C")
@@ -99,22 +102,30 @@ def status(
     file: _File,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="Also links to the last studies in the viewer; these name studies.")
+    ] = False,
 ) -> None:
     """Say what waits and since when, what failed and why, where the time goes, and whether the input drifts."""
     import time
 
     settings = _settings(file)
-    from cspine.node.status import gather
+    from cspine.node.status import gather, links_of
 
     ledger = _ledger(settings)
     try:
         found = gather(ledger, settings.data, time.time())
+        if links:
+            found = found.model_copy(update={"links": links_of(ledger, settings.data)})
     finally:
         ledger.close()
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2, exclude=None if links else {"links"}))
         return
     _show(found)
+    for one in found.links or ():
+        finding = {True: "positive", False: "negative", None: "not judged"}[one.positive]
+        stdout().print(f"{one.study} ({finding}): {one.link}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -39,6 +39,7 @@ class Options:
         runtime: what runs the networks.
         threads: processor threads; None = all.
         formats: names of ``cspine.reports.FORMATS``; json is always among them.
+        viewer_url: template of the address at which a viewer shows a study.
     """
 
     series: str | None = None
@@ -46,15 +47,18 @@ class Options:
     runtime: RuntimeName = RuntimeName.OPENVINO
     threads: int | None = None
     formats: tuple[str, ...] = ("json", "html")
+    viewer_url: str | None = None
 
     def settings(self, bundle: Bundle) -> dict[str, str]:
         """What changes a result, as text for ``run.json``. Threads do not."""
+        linked = {} if self.viewer_url is None else {"viewer_url": self.viewer_url}
         return {
             "bundle_sha256": bundle.sha256,
             "formats": ",".join(self.formats),
             "runtime": self.runtime.value,
             "scale": "" if self.scale is None else f"{self.scale[0]!r},{self.scale[1]!r}",
             "series": self.series or "",
+            **linked,
         }
 
 
@@ -77,6 +81,7 @@ class StudyJudge:
         """
         from cspine import reports
         from cspine.inference.predictor import Predictor
+        from cspine.node.viewer import link_of
         from cspine.studies import open_study
 
         options = self._options
@@ -93,7 +98,8 @@ class StudyJudge:
             self._predictor = Predictor(self._bundle, runtime=options.runtime.value, threads=options.threads)
         prediction = self._predictor.predict_full(volume, progress=self._progress.step)
         self._progress.step(0.95, "writing the report")
-        reports.write(prediction, volume, job.folder, formats=options.formats, series=series)
+        link = link_of(options.viewer_url, None if series is None else series.context)
+        reports.write(prediction, volume, job.folder, formats=options.formats, series=series, link=link)
         findings: Findings = prediction.findings
         return findings
 
@@ -129,6 +135,12 @@ def predict(
             help="What to write for a study: json, html, csv, seg, sr, sc, gsps, pdf, dicom-pdf, fhir, hl7.",
         ),
     ] = "json,html",
+    viewer_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Viewer's address with {study_uid} or {accession}, for links in fhir and hl7."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Keep finished results whose input has not changed.")
     ] = True,
@@ -146,9 +158,11 @@ def predict(
     trained for them: writes pictures.json, pictures.csv and pictures.html for all.
     """
     from cspine.cli.pictures import given_pictures, predict_pictures
+    from cspine.node.viewer import parse_template
     from cspine.studies.intensity import parse_scale
 
-    options = Options(series, parse_scale(scale), runtime, threads, parse_formats(formats))
+    template = parse_template(viewer_url, "--viewer-url")
+    options = Options(series, parse_scale(scale), runtime, threads, parse_formats(formats), template)
     verbosity = Verbosity.of(quiet=quiet, verbose=verbose)
     pictures = given_pictures(studies, bundle)
     if pictures is not None:

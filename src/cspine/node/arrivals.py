@@ -17,9 +17,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from cspine.errors import UsageError
+from cspine.node.disk import sync_folder
 from cspine.node.index import ArrivalRow, Row
 from cspine.node.privacy import Pseudonym
-from cspine.node.spool import Spool, sync_folder
+from cspine.node.spool import Spool
 
 LOG = logging.getLogger(__name__)
 
@@ -67,18 +68,28 @@ class Arrivals:
         self._spool, self._quiet = spool, quiet_seconds
 
     def recover(self) -> None:
-        """Mend what a crash left: half-made folders go, and arrivals that lost theirs are made again."""
+        """Mend what a crash left: half-made folders go, and arrivals that lost theirs, or a file of it, are made again.
+
+        Call it after the spool's own ``recover``, which may have made files anew under which links still lie.
+        """
         index, ready = self._spool.index, self._spool.folder / "ready"
         for path in ready.glob(".*"):
             shutil.rmtree(path)
         for row in index.arrivals():
             unfinished = row.state in (ArrivalState.READY, ArrivalState.CLAIMED)
-            if unfinished and not (ready / row.key).is_dir():
+            if unfinished and not self._whole(row):
                 index.wait(row.study, forget=row.key)
         known = {row.key for row in index.arrivals()}
         for path in ready.iterdir():
             if path.name not in known:  # linked, but the crash came before the row: it is made again
                 shutil.rmtree(path)
+
+    def _whole(self, row: ArrivalRow) -> bool:
+        """Whether the folder of an arrival holds its instances, as the spool has them."""
+        paths = {spooled.file: self._spool.path(spooled) for spooled in self._spool.index.of_study(row.study)}
+        links = (self._spool.folder / "ready" / row.key).glob("*")
+        same = (link.name in paths and paths[link.name].is_file() and link.samefile(paths[link.name]) for link in links)
+        return sum(same) == row.instances
 
     def ready(self, now: float | None = None) -> list[StudyArrival]:
         """Complete studies that nobody has claimed, oldest first; call it again and again.

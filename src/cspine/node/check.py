@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from cspine.errors import CspineError, OutputError, UsageError
-from cspine.node.deliver import CONNECT_SECONDS, DeliveryError, headers, secret, session, web_client
+from cspine.node.deliver import CONNECT_SECONDS, DeliveryError
 from cspine.node.ledger import Ledger
 from cspine.node.settings import CStoreDestination, NodeSettings, Poll, StowDestination
+from cspine.node.stow import headers, secret, session, web_client
 from cspine.node.tls import client_context, server_context
 from cspine.node.work import formats_of
 

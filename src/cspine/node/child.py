@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,6 +56,7 @@ class Order(BaseModel):
         bundle: None for the one that comes with cspine.
         threads: processor threads; None for all.
         memory_bytes: address space that the child may have (RLIMIT_AS).
+        viewer_url: template of the viewer's link, see ``cspine.node.viewer``; None for no link.
         parent: process that waits for the child; None when it may be any.
     """
 
@@ -68,6 +69,7 @@ class Order(BaseModel):
     bundle: Path | None = None
     threads: int | None = None
     memory_bytes: int = Field(gt=0)
+    viewer_url: str | None = None
     parent: int | None = None
 
 
@@ -82,6 +84,7 @@ class JobOutcome(BaseModel):
         probability: of the patient.
         levels: names of the levels with a fracture.
         study_uid: StudyInstanceUID of what was judged.
+        link: at which a viewer shows the study; names it, so it goes where ``study_uid`` may.
         files: results by format, names in the folder ``out``.
         seconds: by step.
         facts: for input drift.
@@ -96,6 +99,7 @@ class JobOutcome(BaseModel):
     probability: float | None = None
     levels: tuple[str, ...] = ()
     study_uid: str | None = None
+    link: str | None = None
     files: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     facts: StudyFacts | None = None
@@ -106,6 +110,9 @@ def confine(memory_bytes: int, parent: int | None = None) -> None:
     if sys.platform != "win32":
         import resource
 
+        # The receiving parent's own limit (limits.cap_memory) is not the child's.
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the patient's images
     if sys.platform == "linux":
@@ -115,17 +122,22 @@ def confine(memory_bytes: int, parent: int | None = None) -> None:
             os._exit(EXIT_NO_OUTCOME)
 
 
-def main(arguments: list[str], judge: Callable[[Order, Path], JobOutcome] | None = None) -> int:
+def main(
+    arguments: list[str],
+    judge: Callable[[Any, Path], JobOutcome] | None = None,
+    kind: type[Order] = Order,
+) -> int:
     """Do what an order file says.
 
     Args:
         arguments: the path of the order file.
         judge: what judges a study and writes its results into a folder; None for the real one.
+        kind: of order; ``judge`` is given one of these.
 
     Returns:
         Exit status: 0 when the folder ``out`` is there, ``EXIT_NO_OUTCOME`` when the disk cannot be written.
     """
-    order = Order.model_validate_json(Path(arguments[0]).read_bytes())
+    order = kind.model_validate_json(Path(arguments[0]).read_bytes())
     confine(order.memory_bytes, order.parent)
     part = order.out.with_name(order.out.name + PART)
     shutil.rmtree(part, ignore_errors=True)
@@ -168,6 +180,7 @@ def judge_study(order: Order, folder: Path) -> JobOutcome:
     from cspine import reports
     from cspine.inference.bundle import Bundle
     from cspine.inference.predictor import Predictor
+    from cspine.node.viewer import link_of
     from cspine.reports.dicom_source import read_source
     from cspine.studies import open_study
 
@@ -180,10 +193,11 @@ def judge_study(order: Order, folder: Path) -> JobOutcome:
     if prediction.findings.status == "refused":
         return _not_for_us(prediction.findings, _facts(volume, None))
     series = read_source(order.study, volume.source)
-    written = reports.write(prediction, volume, folder, formats=order.formats, series=series)
+    link = link_of(order.viewer_url, series.context)
+    written = reports.write(prediction, volume, folder, formats=order.formats, series=series, link=link)
     seconds = {"open": opened - start, "judge": judged - opened, "write": time.perf_counter() - judged}
     files: dict[str, tuple[str, ...]] = {name: (path.relative_to(folder).as_posix(),) for name, path in written.items()}
-    return _judged(prediction, volume, files, seconds)
+    return _judged(prediction, volume, files, seconds).model_copy(update={"link": link})
 
 
 def _judged(

@@ -1,19 +1,20 @@
 """Storage commitment, push model (PS3.4 annex J): which of these instances does the node hold, on its disk?
 
-The request is answered at once; the report follows on an association of its own where the settings say where the peer
-listens, else on the association that asked. The node keeps instances for ``keep_days``: it is no archive, and must
-never be the only one that a modality asks before it deletes.
+The request is answered at once; the report is written down with it and follows until the peer has taken it, also over
+restarts of the node: on an association of its own where the settings say where the peer listens, else on the
+association that asked or a later one of the same peer. The node keeps instances for ``keep_days``: it is no archive,
+and must never be the only one that a modality asks before it deletes. A report that cannot be sent for so long (a day
+at least) is given up.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
+import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -26,7 +27,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from cspine.node.audit import Action, AuditEvent, Outcome
 from cspine.node.instances import is_uid
-from cspine.node.settings import NodeSettings, Peer
+from cspine.node.report_log import Judged, Report, Reports
+from cspine.node.settings import NodeSettings
 from cspine.node.spool import Spool
 from cspine.node.tls import client_context
 
@@ -43,55 +45,70 @@ _REQUEST, _ALL_HELD, _SOME_NOT = 1, 1, 2  # PS3.4 J.3.2 and J.3.3: action type, 
 _MOST_BYTES = 4 * 2**20
 _MOST_REFERENCES = 20_000
 _WAITING = 100
-_TRIES, _PAUSE_SECONDS = 5, 2.0
-
-
-@dataclass(frozen=True)
-class _Report:
-    """One report to be made: to whom, and what it says."""
-
-    event_type: int
-    content: Dataset
-    peer: Peer | None
-    title: str
-    address: str
-    assoc: Association
+_PAUSE_SECONDS, _IDLE_SECONDS, _DAY_SECONDS = 2.0, 3600.0, 86400.0
+_MOST_DOUBLINGS = 60
 
 
 class Commitments:
     """Takes requests and sends reports, one after another, from a thread of its own.
 
     Args:
-        settings: of the node, for TLS.
-        spool: knows what is held.
+        settings: of the node.
+        spool: knows what is held, and keeps the reports.
         entity: associates with peers.
         tell: takes audit events.
+        now: the time of day, seconds since the epoch.
     """
 
     def __init__(
-        self, settings: NodeSettings, spool: Spool, entity: ApplicationEntity, tell: Callable[[AuditEvent], None]
+        self,
+        settings: NodeSettings,
+        spool: Spool,
+        entity: ApplicationEntity,
+        tell: Callable[[AuditEvent], None],
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._spool, self._entity, self._tell = settings, spool, entity, tell
-        self._reports: queue.Queue[_Report | None] = queue.Queue(_WAITING)
+        self._settings, self._spool, self._entity, self._tell, self._now = settings, spool, entity, tell, now
+        self._reports = Reports(spool.index)
+        self._changed = threading.Condition()
         self._stopped = threading.Event()
+        # By title and address of the peer: the association it has open, when to try again, and how often that was done.
+        self._open: dict[tuple[str, str], Association] = {}
+        self._due: dict[tuple[str, str], float] = {}
+        self._tries: Counter[tuple[str, str]] = Counter()
+        self._news = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to send reports, first those that an earlier run could not."""
         self._thread = threading.Thread(target=self._run, name="cspine-commitment", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Make no more reports."""
+        """Send no more; what is left is sent after the next start."""
         self._stopped.set()
-        with contextlib.suppress(queue.Full):
-            self._reports.put_nowait(None)
-        self._thread.join(_PAUSE_SECONDS)
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(_PAUSE_SECONDS)
 
-    def request(self, event: Event, size: int, peer: Peer | None, title: str, address: str) -> int:
+    def reachable(self, assoc: Association, title: str, address: str) -> None:
+        """A peer has opened an association on which it takes reports."""
+        with self._changed:
+            self._open = {peer: one for peer, one in self._open.items() if not (one.is_released or one.is_aborted)}
+            self._open[title, address] = assoc
+            self._due.pop((title, address), None)
+            self._news = True
+            self._changed.notify_all()
+
+    def request(self, event: Event, size: int, title: str, address: str) -> int:
         """Answer one N-ACTION; returns its status (PS3.4 J.3.2.1.4).
 
         Args:
             event: of pynetdicom.
             size: bytes of its Action Information.
-            peer: who asks, where the settings know.
-            title: its calling AE title.
+            title: the peer's calling AE title.
             address: where it calls from.
         """
         if event.action_type != _REQUEST:
@@ -106,58 +123,70 @@ class Commitments:
             return INVALID_ARGUMENT
         if not is_uid(transaction) or not 0 < len(pairs) <= _MOST_REFERENCES or not all(map(_are_uids, pairs)):
             return INVALID_ARGUMENT
-        content, event_type = self._judge(transaction, pairs)
-        try:
-            self._reports.put_nowait(_Report(event_type, content, peer, title, address, event.assoc))
-        except queue.Full:
+        if self._reports.count() >= _WAITING:
             return RESOURCES
+        try:
+            self._reports.add(title, address, self._now(), transaction, self._judge(pairs))
+        except sqlite3.Error:
+            LOG.exception("a storage commitment request cannot be written down")
+            return RESOURCES
+        self.reachable(event.assoc, title, address)
         return SUCCESS
 
-    def _judge(self, transaction: str, pairs: list[tuple[str, str]]) -> tuple[Dataset, int]:
-        """The Event Information of PS3.4 table J.3-2."""
-        held, missing = [], []
-        for sop_class, sop in pairs:
-            holds = self._spool.holds(sop_class, sop)
-            item = Dataset()
-            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop
-            if holds:
-                held.append(item)
-            else:
-                item.FailureReason = CLASS_CONFLICT if holds is None else NO_SUCH_INSTANCE
-                missing.append(item)
-        content = Dataset()
-        content.TransactionUID = transaction
-        content.RetrieveAETitle = self._settings.ae_title
-        if held:
-            content.ReferencedSOPSequence = Sequence(held)
-        if missing:
-            content.FailedSOPSequence = Sequence(missing)
-        return content, _SOME_NOT if missing else _ALL_HELD
+    def _judge(self, pairs: list[tuple[str, str]]) -> list[Judged]:
+        """Which instances are held; reasons as in PS3.3 C.14.1.1."""
+        reasons = {True: 0, None: CLASS_CONFLICT, False: NO_SUCH_INSTANCE}
+        return [Judged(*pair, reasons[self._spool.holds(*pair)]) for pair in pairs]
 
     def _run(self) -> None:
-        while (report := self._reports.get()) is not None:
+        while not self._stopped.is_set():
+            self._news = False
             try:
-                sent = self._send(report)
-            except Exception:  # one report that fails must not end the thread that makes them
-                LOG.exception("a storage commitment report failed")
-                sent = False
-            failed = len(report.content.get("FailedSOPSequence", ()))
-            held = len(report.content.get("ReferencedSOPSequence", ()))
-            detail = f"{failed} not held" if sent else "the report could not be sent"
-            outcome = Outcome.SUCCESS if sent else Outcome.FAILURE
+                wait = self._round()
+            except Exception:  # a disk that fails, for instance; the reports stay
+                LOG.exception("storage commitment reports cannot be sent")
+                wait = _IDLE_SECONDS
+            with self._changed:
+                self._changed.wait_for(lambda: self._news or self._stopped.is_set(), wait)
+
+    def _round(self) -> float:
+        """Send what is due; seconds until something is again."""
+        for report in self._reports.waiting():
+            if not self._stopped.is_set() and self._due.get((report.title, report.address), 0.0) <= time.monotonic():
+                self._try(report)
+        return max(0.0, min(self._due.values(), default=time.monotonic() + _IDLE_SECONDS) - time.monotonic())
+
+    def _try(self, report: Report) -> None:
+        """Try to send one report, and see to what follows."""
+        sent, peer = False, (report.title, report.address)
+        try:
+            sent = self._send(report)
+        except Exception:  # whatever a peer does must not end the thread that makes reports
+            LOG.exception("a storage commitment report failed")
+        retry, patience = self._settings.retry, max(self._settings.keep_days, 1.0) * _DAY_SECONDS
+        with self._changed:
+            if sent:
+                self._due.pop(peer, None)
+                self._tries.pop(peer, None)
+            else:
+                wait = min(retry.first_seconds * 2.0 ** min(self._tries[peer], _MOST_DOUBLINGS), retry.most_seconds)
+                self._due[peer] = time.monotonic() + wait
+                self._tries[peer] += 1
+        if sent or self._now() - report.asked > patience:
+            self._reports.remove(report.number)
+            missing = sum(judged.reason != 0 for judged in report.judged)
+            detail = f"{missing} not held" if sent else "the report could not be sent"
+            outcome, held = Outcome.SUCCESS if sent else Outcome.FAILURE, len(report.judged) - missing
             self._tell(AuditEvent(Action.COMMITTED, outcome, report.title, report.address, detail=detail, count=held))
 
-    def _send(self, report: _Report) -> bool:
-        if report.peer is None or report.peer.port is None:
-            return self._on(report.assoc, report)
-        for attempt in range(_TRIES):
-            if attempt and self._stopped.wait(_PAUSE_SECONDS * 2**attempt):
-                return False
-            if self._on_new(report, str(report.peer.host), report.peer.port):
-                return True
-        return False
+    def _send(self, report: Report) -> bool:
+        for peer in self._settings.peers:
+            if peer.ae_title == report.title and peer.port is not None and peer.host == report.address:
+                return self._on_new(report, peer.host, peer.port)
+        assoc = self._open.get((report.title, report.address))
+        return assoc is not None and self._on(assoc, report)
 
-    def _on_new(self, report: _Report, host: str, port: int) -> bool:
+    def _on_new(self, report: Report, host: str, port: int) -> bool:
         """Report on an association of our own, in the role of the SCP (PS3.4 J.3.3: role selection)."""
         tls = None
         if self._settings.tls is not None and self._settings.tls.authorities is not None:
@@ -177,18 +206,38 @@ class Commitments:
         finally:
             assoc.release()
 
-    def _on(self, assoc: Association, report: _Report) -> bool:
+    def _on(self, assoc: Association, report: Report) -> bool:
         # On the association that asked, the answer to its N-ACTION goes out first.
         deadline = time.monotonic() + _PAUSE_SECONDS
         while not assoc.dul.to_provider_queue.empty() and time.monotonic() < deadline:
             time.sleep(0.005)
         if not assoc.is_established:
             return False
+        content, event_type = self._content(report)
         status, _ = assoc.send_n_event_report(
-            report.content, report.event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            content, event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
         answer: int | None = status.get("Status")
         return answer == SUCCESS
+
+    def _content(self, report: Report) -> tuple[Dataset, int]:
+        """The Event Information of PS3.4 table J.3-2, and the event type."""
+        held: list[Dataset] = []
+        missing: list[Dataset] = []
+        for judged in report.judged:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = judged.sop_class, judged.sop
+            if judged.reason:
+                item.FailureReason = judged.reason
+            (missing if judged.reason else held).append(item)
+        content = Dataset()
+        content.TransactionUID = report.transaction
+        content.RetrieveAETitle = self._settings.ae_title
+        if held:
+            content.ReferencedSOPSequence = Sequence(held)
+        if missing:
+            content.FailedSOPSequence = Sequence(missing)
+        return content, _SOME_NOT if missing else _ALL_HELD
 
 
 def _items(asked: Dataset) -> Sequence:

@@ -1,4 +1,4 @@
-"""Results go out: C-STORE to a DICOM service, STOW-RS to a DICOMweb server.
+"""Results go out: what is sent, what an answer means, and C-STORE to a DICOM service; ``stow`` is the other way.
 
 UIDs of results are deterministic, so a result that is sent twice, because the node was killed between sending and
 writing that down, is the same object twice, and storing it again changes nothing.
@@ -7,28 +7,29 @@ writing that down, is the same object twice, and storing it again changes nothin
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cspine.node.child import JobOutcome
-from cspine.node.settings import CStoreDestination, Retry, StowDestination, Tls
+from cspine.node.settings import CStoreDestination, Retry, Tls
 from cspine.node.tls import client_context
 
 if TYPE_CHECKING:
-    import requests
-    from dicomweb_client.api import DICOMwebClient
     from pynetdicom.association import Association
 
 # Seconds for a connection, for an answer, and for silence of a peer.
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
-# PS3.7 C: the object was stored, though something had to be said about it.
-STORED_WITH_WARNING = frozenset((0xB000, 0xB006, 0xB007))
+# PS3.7 C.4 and PS3.4 table B.2-1, warnings: the object was stored, though something had to be said about it (B000:
+# elements coerced, B006: discarded, B007: not as its class wants; others are a vendor's own).
+STORED_WITH_WARNING = frozenset((0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000)))
+# PS3.7 C.5.7: there is an object of this UID already. UIDs of results are made from what is in them, so it is this one:
+# the node was killed after it had sent it and before it could write that down.
+_THERE_ALREADY = 0x0111
 # PS3.7 C and PS3.4 B.2.3: the object itself is not wanted. Sending it again would give the same answer.
-_UNWANTED = frozenset((0x0122, 0x0124, 0x0117, *range(0xA900, 0xAA00), *range(0xC000, 0xD000)))
-# Client errors (4xx) that say nothing about the request itself; 401 and 403 are mended by a person, without a new one.
-_LATER = frozenset((401, 403, 408, 409, 425, 429))
+NOT_ACCEPTED, FAILED = 0x0122, 0x0110
+_UNWANTED = frozenset((NOT_ACCEPTED, 0x0124, 0x0117, *range(0xA900, 0xAA00), *range(0xC000, 0xD000)))
 _DICOM = ".dcm"
 
 
@@ -36,7 +37,7 @@ class DeliveryError(Exception):
     """A result did not arrive.
 
     Args:
-        reason: stable, kebab-case: ``unreachable``, ``rejected``, ``refused-object`` …
+        reason: stable, kebab-case: ``unreachable``, ``association-rejected``, ``status-a700`` …
         lasting: trying again will not help; a person must look.
     """
 
@@ -44,6 +45,35 @@ class DeliveryError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.lasting = lasting
+
+
+def verdict(statuses: Sequence[int]) -> str:
+    """What the other side said about the objects of one study, taken together.
+
+    One object that is not wanted does not keep the others from being sent, and one that may be wanted later has all of
+    them sent again then.
+
+    Args:
+        statuses: PS3.7 C, one an object.
+
+    Returns:
+        Empty, or ``warning-b000`` and the like when all were stored and something was said about one.
+
+    Raises:
+        DeliveryError: some were not stored.
+    """
+    failed = [status for status in statuses if status and not _stored(status)]
+    if failed:
+        again = [status for status in failed if status not in _UNWANTED]
+        status = (again or failed)[0]
+        reason = "object-kind-not-accepted" if status == NOT_ACCEPTED else f"status-{status:04x}"
+        raise DeliveryError(reason, lasting=not again)
+    warnings = [status for status in statuses if status]
+    return f"warning-{warnings[0]:04x}" if warnings else ""
+
+
+def _stored(status: int) -> bool:
+    return status in STORED_WITH_WARNING or status == _THERE_ALREADY
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +104,11 @@ class Sender(Protocol):
     def wants(self, outcome: JobOutcome) -> bool:
         """Whether results of such an outcome go this way."""
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Parcel) -> str:
         """Send, and return when the other side has confirmed.
+
+        Returns:
+            What it had to say about it, ``warning-b000`` and the like; mostly nothing.
 
         Raises:
             DeliveryError: it did not arrive, or not all of it.
@@ -110,17 +143,17 @@ class CStore:
         """Everything that was judged."""
         return outcome.ending == "judged"
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Parcel) -> str:
         """Store every object; see ``Sender``."""
         from pynetdicom import AE
 
         files = parcel.files(self.destination.formats)
         if not files:
-            return
+            return ""
         entity = AE(ae_title=self.calling)
         entity.connection_timeout = CONNECT_SECONDS
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
-        for sop_class, syntax in sorted({_classes(path) for path in files}):
+        for sop_class, syntax in sorted({pair for path in files for pair in _offered(*_classes(path))}):
             entity.add_requested_context(sop_class, syntax)
         there = self.destination
         tls = (client_context(self.tls), there.host) if there.tls and self.tls is not None else None
@@ -130,30 +163,39 @@ class CStore:
                 raise DeliveryError("object-kind-not-accepted", lasting=True)
             raise DeliveryError("association-rejected" if association.is_rejected else "unreachable")
         try:
-            for path in files:
-                _store(association, path)
+            return verdict([_store(association, path) for path in files])
         finally:
             if association.is_established:
                 association.release()
 
 
-def _store(association: Association, path: Path) -> None:
-    """Send one object.
+def _store(association: Association, path: Path) -> int:
+    """Send one object; gives the status of the answer, ``NOT_ACCEPTED`` when no context for it was accepted.
 
     Raises:
-        DeliveryError: no context for it was accepted, the peer went away, or it answered with a failure.
+        DeliveryError: the peer went away.
     """
     try:
         answer = association.send_c_store(path)
-    except ValueError as error:
-        raise DeliveryError("object-kind-not-accepted", lasting=True) from error
+    except ValueError:
+        return NOT_ACCEPTED
     except RuntimeError as error:
         raise DeliveryError("connection-lost") from error
     if "Status" not in answer:
         raise DeliveryError("no-answer")
-    status = int(answer.Status)
-    if status and status not in STORED_WITH_WARNING:
-        raise DeliveryError(f"status-{status:04x}", lasting=status in _UNWANTED)
+    return int(answer.Status)
+
+
+def _offered(sop_class: str, syntax: str) -> list[tuple[str, str]]:
+    """What is proposed for an object: its own transfer syntax, and the default one where that loses nothing.
+
+    PS3.5 10.1 wants the default, Implicit VR Little Endian, offered for whatever is not compressed; some archives take
+    nothing else. pynetdicom encodes anew when only that is accepted.
+    """
+    from pydicom.uid import UID, ImplicitVRLittleEndian
+
+    own = (sop_class, syntax)
+    return [own] if UID(syntax).is_compressed else [own, (sop_class, ImplicitVRLittleEndian)]
 
 
 def _classes(path: Path) -> tuple[str, str]:
@@ -162,101 +204,3 @@ def _classes(path: Path) -> tuple[str, str]:
 
     meta = read_file_meta_info(path)
     return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-
-
-@dataclass(frozen=True, slots=True)
-class Stow:
-    """Sends to a DICOMweb server with STOW-RS, all objects of a study in one request (PS3.18 10.5)."""
-
-    destination: StowDestination
-
-    def wants(self, outcome: JobOutcome) -> bool:
-        """Everything that was judged."""
-        return outcome.ending == "judged"
-
-    def send(self, parcel: Parcel) -> None:
-        """Store every object; see ``Sender``."""
-        import requests
-        from pydicom import dcmread
-
-        files = parcel.files(self.destination.formats)
-        if not files:
-            return
-        client = web_client(
-            self.destination.url,
-            session(self.destination.username, self.destination.password_file, self.destination.authorities),
-            headers(self.destination.token_file),
-        )
-        try:
-            answer = client.store_instances([dcmread(path) for path in files])
-        except requests.HTTPError as error:
-            code = 0 if error.response is None else error.response.status_code
-            raise DeliveryError(f"http-{code}", lasting=400 <= code < 500 and code not in _LATER) from error
-        except (requests.RequestException, OSError) as error:
-            raise DeliveryError("unreachable") from error
-        except ValueError as error:
-            raise DeliveryError("answer-not-understood") from error
-        failed = answer.get("FailedSOPSequence") or []
-        if failed:
-            status = int(failed[0].get("FailureReason", 0))
-            raise DeliveryError(f"status-{status:04x}", lasting=status in _UNWANTED)
-
-
-def web_client(url: str, session: requests.Session, headers: Mapping[str, str]) -> DICOMwebClient:
-    """A DICOMweb client that never tries again by itself, since the node does, and sends a request in one piece.
-
-    Chunked requests are refused by some servers, and could not be sent again by the library.
-    """
-    from dicomweb_client.api import DICOMwebClient
-
-    client = DICOMwebClient(
-        url, session=session, headers=dict(headers), chunk_size=2**31, timeout=(CONNECT_SECONDS, ANSWER_SECONDS)
-    )
-    client.set_http_retry_params(retry=False)
-    return client
-
-
-def session(username: str | None, password_file: Path | None, authorities: Path | None) -> requests.Session:
-    """An HTTP session with a user and password, trusting the authorities of a PEM file.
-
-    Proxies and passwords of the environment are not used: results go where the settings say.
-    """
-    import requests
-
-    made = requests.Session()
-    made.trust_env = False
-    if username is not None:
-        made.auth = (username, "" if password_file is None else secret(password_file))
-    if authorities is not None:
-        made.verify = str(authorities)
-    return made
-
-
-def headers(token_file: Path | None) -> dict[str, str]:
-    """The header that carries a bearer token (RFC 6750), or none."""
-    return {} if token_file is None else {"Authorization": f"Bearer {secret(token_file)}"}
-
-
-def secret(path: Path) -> str:
-    """A password, token or key from its file, read each time so that a new one needs no restart.
-
-    Raises:
-        DeliveryError: the file cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeliveryError("secret-unreadable") from error
-
-
-def senders_of(
-    destinations: Sequence[CStoreDestination | StowDestination], *, calling: str, tls: Tls | None
-) -> Mapping[str, Sender]:
-    """The way to each destination, by name."""
-    made: dict[str, Sender] = {}
-    for destination in destinations:
-        if isinstance(destination, CStoreDestination):
-            made[destination.name] = CStore(destination, calling, tls)
-        else:
-            made[destination.name] = Stow(destination)
-    return made

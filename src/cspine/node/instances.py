@@ -10,11 +10,6 @@ import re
 import struct
 from dataclasses import dataclass
 
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
-
 from cspine.errors import DamagedFileError
 from cspine.studies import header, tags
 
@@ -31,7 +26,8 @@ _FIRST_LOOK = 64 * 1024
 SYNTAXES = (
     tags.EXPLICIT_LITTLE,
     tags.IMPLICIT_LITTLE,
-    *sorted(tags.JPEG | tags.JPEG_LS | tags.JPEG_2000),
+    *sorted(tags.JPEG | tags.JPEG_LS | tags.JPEG_2000 - tags.HTJ2K),
+    *sorted(tags.HTJ2K),
     tags.RLE,
     tags.DEFLATED,
     tags.EXPLICIT_BIG,
@@ -82,16 +78,27 @@ def is_uid(text: str) -> bool:
 
 def file_header(sop_class: str, sop: str, syntax: str) -> bytes:
     """Preamble of zeros, ``DICM`` and File Meta Information (PS3.10 7.1), to stand before a data set as received."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID = UID(sop_class)
-    meta.MediaStorageSOPInstanceUID = UID(sop)
-    meta.TransferSyntaxUID = UID(syntax)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_NAME
-    stream = DicomBytesIO()
-    write_file_meta_info(stream, meta)
-    return PREAMBLE + stream.getvalue()
+    elements = b"".join(
+        (
+            struct.pack("<HH2sHI2s", 2, 0x0001, b"OB", 0, 2, b"\0\1"),  # version
+            _element(0x0002, b"UI", sop_class.encode("ascii")),
+            _element(0x0003, b"UI", sop.encode("ascii")),
+            _element(0x0010, b"UI", syntax.encode("ascii")),
+            _IMPLEMENTATION,
+        )
+    )
+    return PREAMBLE + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements)) + elements
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    """An element of group 0002, explicit VR little endian; text is padded as its VR asks (PS3.5 6.2)."""
+    padded = value + (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, number, vr, len(padded)) + padded
+
+
+_IMPLEMENTATION = _element(0x0012, b"UI", IMPLEMENTATION_UID.encode()) + _element(
+    0x0013, b"SH", IMPLEMENTATION_NAME.encode()
+)
 
 
 def dataset_start(data: bytes | memoryview) -> int:

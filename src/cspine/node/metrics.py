@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cspine.errors import UsageError
+from cspine.node.figures import Figures
 from cspine.node.ledger import ENDED, OPEN, Ledger
 from cspine.node.settings import Metrics
 from cspine.node.status import gather
@@ -50,7 +51,7 @@ class NodeCollector(Collector):
             failures.add_metric([reason], count)
         yield failures
         steps = SummaryMetricFamily("cspine_node_step_seconds", "Time of each step of a study", labels=["step"])
-        for step, (count, seconds) in self._ledger.tally("step").items():
+        for step, (count, seconds) in Figures(self._ledger.database).tally("step").items():
             steps.add_metric([step], count_value=count, sum_value=seconds)
         yield steps
         names = {one.name: one for one in status.destinations}

@@ -7,24 +7,26 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cspine.errors import CspineError, OutputError, UsageError
-from cspine.node import deliver, notify
+from cspine.node import notify
 from cspine.node.arrivals import Arrivals, ArrivalState
 from cspine.node.audit import AuditEvent, AuditTrail
-from cspine.node.deliver import DeliveryError, Sender
+from cspine.node.deliver import CStore, DeliveryError, Sender
 from cspine.node.durable import Durable
 from cspine.node.ledger import ENDED, Job, Ledger
 from cspine.node.metrics import MetricsServer, NodeCollector
 from cspine.node.privacy import Pseudonym, Pseudonyms, plain
 from cspine.node.pull import DicomwebPoll, FolderWatch
 from cspine.node.service import Service
-from cspine.node.settings import NodeSettings
+from cspine.node.settings import CStoreDestination, NodeSettings
 from cspine.node.spool import Spool, Stored
+from cspine.node.stow import Stow
 from cspine.node.syslog import SyslogSink
 from cspine.node.work import Work
 
@@ -94,7 +96,7 @@ class Node:
         self.settings, self.receives, self.poll_seconds = settings, receives, poll_seconds
         self._change = change
         self._open = ExitStack()
-        self._recovered = float("-inf")
+        self._recover_at = float("-inf")
 
     def __enter__(self) -> Node:
         """Open everything, mend what a crash left, and begin to receive.
@@ -192,10 +194,12 @@ class Node:
             self.work.tick(self.runner)
         else:
             self.work.hand_over(self.runner)
-        now = self.work.clock()
-        if now - self._recovered >= RECOVER_SECONDS:
-            self._recovered = now
+        now = time.monotonic()  # a clock that is put back must not put this off
+        if self.runner.heartbeat() or now >= self._recover_at:
+            self._recover_at = now + RECOVER_SECONDS
             self.work.recover(self.runner)
+            if self.receives:
+                self.runner.forget(self.work.clock() - self.settings.history_days * 86400)
         if self.receives:
             self._settle()
 
@@ -237,11 +241,13 @@ class Node:
 
 def ways_out(settings: NodeSettings) -> Mapping[str, Sender]:
     """Every destination, and whoever is told of positive studies, by name."""
-    tls = settings.tls
-    return {
-        **deliver.senders_of(settings.destinations, calling=settings.ae_title, tls=tls),
-        **notify.senders_of(settings),
+    destinations = {
+        there.name: CStore(there, settings.ae_title, settings.tls)
+        if isinstance(there, CStoreDestination)
+        else Stow(there)
+        for there in settings.destinations
     }
+    return {**destinations, **notify.senders_of(settings)}
 
 
 def _state_of(job: Job | None) -> ArrivalState:

@@ -10,16 +10,15 @@ import hashlib
 import hmac
 import json
 import socket
-import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib import error as url_error
-from urllib import request as url_request
 
 from cspine.node.child import JobOutcome
-from cspine.node.deliver import ANSWER_SECONDS, CONNECT_SECONDS, DeliveryError, Parcel, Sender, secret
+from cspine.node.deliver import ANSWER_SECONDS, CONNECT_SECONDS, DeliveryError, Parcel, Sender
 from cspine.node.settings import NodeSettings, Notify
+from cspine.node.stow import http_failure, secret, session
 
 WEBHOOK, HL7 = "notify:webhook", "notify:hl7"
 SIGNATURE_HEADER, TIME_HEADER = "X-Cspine-Signature", "X-Cspine-Time"
@@ -63,31 +62,33 @@ class Webhook:
         }
         if self.settings.identifiers:
             told["study_instance_uid"] = outcome.study_uid
+            if outcome.link is not None:
+                told["viewer_url"] = outcome.link
         return json.dumps(told, separators=(",", ":"), sort_keys=True).encode()
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Parcel) -> str:
         """Post; see ``deliver.Sender``. Redirects are not followed: the message goes where the settings say."""
+        import requests
+
         body = self.body(parcel)
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         headers = {"Content-Type": "application/json", TIME_HEADER: moment}
         if self.settings.secret_file is not None:
             headers[SIGNATURE_HEADER] = signature(secret(self.settings.secret_file), moment, body)
-        call = url_request.Request(self.url, data=body, headers=headers, method="POST")  # noqa: S310 http(s) by settings
-        opener = url_request.build_opener(url_request.ProxyHandler({}), _NoRedirect())
+        line, waits = session(None, None, None), (CONNECT_SECONDS, ANSWER_SECONDS)
         try:
-            with opener.open(call, timeout=ANSWER_SECONDS) as answer:
-                answer.read(_MOST_ANSWER)
-        except url_error.HTTPError as error:
-            raise DeliveryError(f"http-{error.code}") from error
-        except (OSError, ssl.SSLError, ValueError) as error:
+            # The status is all that matters: a body, however long or slow, is not read.
+            with line.post(
+                self.url, data=body, headers=headers, timeout=waits, allow_redirects=False, stream=True
+            ) as answer:
+                code = answer.status_code
+        except requests.ReadTimeout as error:
+            raise DeliveryError("no-answer") from error
+        except (requests.RequestException, OSError, ValueError) as error:
             raise DeliveryError("unreachable") from error
-
-
-class _NoRedirect(url_request.HTTPRedirectHandler):
-    """Answers with a redirect are failures."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """No."""
+        if not 200 <= code < 300:
+            raise http_failure(code)
+        return ""
 
 
 def signature(key: str, moment: str, body: bytes) -> str:
@@ -121,19 +122,23 @@ class Hl7:
             return files[0].read_bytes()
         return anonymous_oru(parcel, self.sending, datetime.now(UTC))
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Parcel) -> str:
         """Send; see ``deliver.Sender``."""
         block = _START + self.message(parcel) + _END
         try:
             with socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS) as line:
                 line.settimeout(ANSWER_SECONDS)
                 line.sendall(block)
-                answer = _block(line)
+                try:
+                    answer = _block(line, time.monotonic() + ANSWER_SECONDS)
+                except TimeoutError as error:
+                    raise DeliveryError("no-answer") from error
         except OSError as error:
             raise DeliveryError("unreachable") from error
         code = acknowledgment(answer)
         if code not in ("AA", "CA"):
             raise DeliveryError(f"ack-{code.lower() or 'none'}", lasting=code in ("AR", "CR"))
+        return ""
 
 
 def anonymous_oru(parcel: Parcel, sending: str, now: datetime) -> bytes:
@@ -175,10 +180,22 @@ def senders_of(settings: NodeSettings) -> Mapping[str, Sender]:
     return made
 
 
-def _block(line: socket.socket) -> bytes:
-    """What comes until the end of a block, the end of the connection or too much."""
+def _block(line: socket.socket, end: float) -> bytes:
+    """What comes until the end of a block, the end of the connection or too much.
+
+    Args:
+        line: the connection.
+        end: moment of ``time.monotonic`` until which it may take, however often something comes.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
     data = b""
     while _END[:1] not in data and len(data) < _MOST_ANSWER:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        line.settimeout(left)
         piece = line.recv(4096)
         if not piece:
             break

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import enum
-import hashlib
 import hmac
 import logging
 import os
@@ -95,7 +94,7 @@ class Pseudonyms:
 
     def digest(self, kind: str, value: str) -> str:
         """HMAC of ``value`` as 64 hexadecimal digits; ``kind`` (``study``, ``peer`` …) keeps equal values apart."""
-        return hmac.new(self._key, f"{kind}\0{value}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+        return hmac.digest(self._key, f"{kind}\0{value}".encode("utf-8", "surrogateescape"), "sha256").hex()
 
     def of(self, kind: str, value: str) -> Pseudonym:
         """The stand-in for logs, such as ``study-k5jq2m7xwz4a3c6e``."""

@@ -9,17 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from cspine.errors import UsageError
-from cspine.node.deliver import DeliveryError, headers, session, web_client
+from cspine.node.database import Database
+from cspine.node.deliver import DeliveryError
 from cspine.node.ledger import Ledger
 from cspine.node.privacy import plain
 from cspine.node.settings import Poll, Watch
 from cspine.node.spool import Stored, Verdict
+from cspine.node.stow import headers, session, web_client
+from cspine.node.tables import TAKEN
 
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
@@ -33,7 +38,26 @@ Take = Callable[[Path, str], Stored]
 # Studies asked for in one request (QIDO-RS limit), and at most in one round.
 PAGE, MOST_STUDIES = 100, 10_000
 _WATCHED = "watched-folder"
-_STUDY_UID, _SERIES_UID, _INSTANCES = "0020000D", "0020000E", "00201208"
+_STUDY_UID, _SERIES_UID, _INSTANCES, _SERIES_INSTANCES = "0020000D", "0020000E", "00201208", "00201209"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Everything that was pulled from one source before: names, each with its mark."""
+
+    database: Database
+    source: str
+
+    def all(self) -> dict[str, str]:
+        """Mark of each name."""
+        query = sa.select(TAKEN.c.name, TAKEN.c.mark).where(TAKEN.c.source == self.source)
+        return {str(row["name"]): str(row["mark"]) for row in self.database.rows(query)}
+
+    def add(self, name: str, mark: str) -> None:
+        """Something was pulled."""
+        entry = self.database.insert(TAKEN).values(source=self.source, name=name, mark=mark)
+        with self.database.writing() as connection:
+            connection.execute(entry.on_conflict_do_update(index_elements=["source", "name"], set_={"mark": mark}))
 
 
 @dataclass
@@ -62,7 +86,7 @@ class FolderWatch:
             UsageError: the folder cannot be read.
         """
         if self._taken is None:
-            self._taken = self.ledger.taken(_WATCHED)
+            self._taken = Pulled(self.ledger.database, _WATCHED).all()
         before, self._seen = self._seen, dict(self._files())
         accepted = 0
         for name, mark in self._seen.items():
@@ -76,7 +100,7 @@ class FolderWatch:
                 _LOG.warning("no room for what the watched folder holds; trying again")
                 break
             accepted += stored.verdict is Verdict.ACCEPTED
-            self.ledger.take(_WATCHED, name, mark)
+            Pulled(self.ledger.database, _WATCHED).add(name, mark)
             self._taken[name] = mark
         return accepted
 
@@ -101,6 +125,10 @@ class FolderWatch:
 class DicomwebPoll:
     """Asks a DICOMweb server for CT studies (QIDO-RS) and fetches those that are new or have grown (WADO-RS).
 
+    A study is fetched when it has kept its number of instances from one look to the next: half of one that is still
+    coming in would be judged as if it were all. Of a study that has grown only CT series that have grown are fetched,
+    so results that come to lie beside the images cost nothing.
+
     Attributes:
         settings: the server, and what is asked for.
         ledger: remembers what was fetched.
@@ -112,32 +140,35 @@ class DicomwebPoll:
     ledger: Ledger
     take: Take
     scratch: Path
+    _seen: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> int:
-        """Fetch what is new; returns how many instances were accepted.
+        """Fetch what is new and at rest; returns how many instances were accepted.
 
         Raises:
             DeliveryError: the server cannot be reached, or answers otherwise than expected.
         """
         import requests
 
-        settings, source = self.settings, f"poll:{self.settings.name}"
+        settings, pulled = self.settings, Pulled(self.ledger.database, f"poll:{self.settings.name}")
         client = web_client(
             settings.url,
             session(settings.username, settings.password_file, settings.authorities),
             headers(settings.token_file),
         )
-        taken, accepted = self.ledger.taken(source), 0
+        taken, accepted = pulled.all(), 0
+        before, self._seen = self._seen, {}
         try:
             for study, mark in self._studies(client):
-                if taken.get(study) == mark:
+                self._seen[study] = mark
+                if taken.get(study) == mark or before.get(study) != mark:
                     continue
-                number, whole = self._fetch(client, study)
+                number, whole = self._fetch(client, study, pulled, taken)
                 accepted += number
                 if not whole:
                     _LOG.warning("no room for what %s has; trying again", plain(settings.name))
                     break
-                self.ledger.take(source, study, mark)
+                pulled.add(study, mark)
         except requests.HTTPError as error:
             raise DeliveryError(f"http-{0 if error.response is None else error.response.status_code}") from error
         except (requests.RequestException, OSError) as error:
@@ -161,15 +192,22 @@ class DicomwebPoll:
             if len(page) < PAGE:
                 return
 
-    def _fetch(self, client: DICOMwebClient, study: str) -> tuple[int, bool]:
-        """Take in the CT series of a study; gives the number accepted, and whether there was room for all."""
+    def _fetch(self, client: DICOMwebClient, study: str, pulled: Pulled, taken: Mapping[str, str]) -> tuple[int, bool]:
+        """Take in new CT series of a study; gives the number accepted, and whether there was room for all."""
         accepted = 0
-        for row in client.search_for_series(study, search_filters={"Modality": "CT"}):
-            for instance in client.iter_series(study, str(_value(row, _SERIES_UID))):
+        rows = client.search_for_series(
+            study, search_filters={"Modality": "CT"}, fields=["NumberOfSeriesRelatedInstances"]
+        )
+        for row in rows:
+            series, mark = str(_value(row, _SERIES_UID)), str(_value(row, _SERIES_INSTANCES, 0))
+            if mark != "0" and taken.get(series) == mark:  # 0: the server does not say
+                continue
+            for instance in client.iter_series(study, series):
                 stored = self._store(instance)
                 if stored.verdict is Verdict.FULL:
                     return accepted, False
                 accepted += stored.verdict is Verdict.ACCEPTED
+            pulled.add(series, mark)
         return accepted, True
 
     def _store(self, instance: Dataset) -> Stored:

@@ -11,10 +11,8 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
@@ -23,18 +21,20 @@ from cspine.errors import CspineError, OutputError, UsageError
 from cspine.node.audit import Action, AuditEvent, AuditTrail, Outcome
 from cspine.node.commitment import Commitments
 from cspine.node.instances import IMPLEMENTATION_NAME, IMPLEMENTATION_UID, SYNTAXES
-from cspine.node.limits import ARTIM_SECONDS, Guard, GuardedDimse, GuardedServer, within
+from cspine.node.limits import ARTIM_SECONDS, Guard, within
+from cspine.node.messages import GuardedDimse, StoreRequest
 from cspine.node.privacy import Pseudonyms, plain, quiet_libraries
 from cspine.node.settings import NodeSettings, Peer
 from cspine.node.spool import Spool, Stored, Verdict
 from cspine.node.tls import server_context
+from cspine.node.transport import GuardedServer
 from cspine.studies import tags
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pynetdicom.association import Association
-    from pynetdicom.dimse_primitives import C_STORE, N_ACTION
+    from pynetdicom.dimse_primitives import N_ACTION
     from pynetdicom.events import Event
     from pynetdicom.pdu_primitives import A_ASSOCIATE
 
@@ -133,7 +133,9 @@ class Service:
         self._trail.append(AuditEvent(Action.STARTED))
         networks = tuple(peer.address for peer in settings.peers if peer.address is not None)
         everywhere = len(networks) < len(settings.peers) or not settings.peers
-        guard = Guard(settings.limits, () if everywhere else networks, self._opened, self._turned_away, self._sweep)
+        guard = Guard(
+            settings.limits, () if everywhere else networks, self._opened, self._store, self._turned_away, self._sweep
+        )
         _config.LOG_HANDLER_LEVEL = "none"  # its standard handlers print identifiers
         self._quiet = quiet_libraries()
         self._quiet.__enter__()
@@ -149,6 +151,7 @@ class Service:
             ) from error
         self._server = server
         server.start()
+        self._commitments.start()
         LOG.info("receiving as %s at port %d", plain(settings.ae_title), self.port)
 
     def stop(self) -> None:
@@ -200,8 +203,8 @@ class Service:
     def _handlers(self) -> list[Any]:
         return [
             (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_ESTABLISHED, self._established),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
-            (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._action),
         ]
 
@@ -226,6 +229,12 @@ class Service:
         elif self._settings.check_called_ae_title and str(request.called_ae_title).strip() != self._settings.ae_title:
             self._turned_away(session.address, "called AE title is not ours", title)
 
+    def _established(self, event: Event) -> None:
+        """Send what waits for a peer that has not said where it listens."""
+        if any(context.abstract_syntax == StorageCommitmentPushModel for context in event.assoc.accepted_contexts):
+            session = self._session(event.assoc)
+            self._commitments.reachable(event.assoc, session.peer, session.address)
+
     def _peer(self, title: str, address: str) -> Peer | None:
         """The peer of the settings with this title that may call from this address."""
         for peer in self._settings.peers:
@@ -233,40 +242,25 @@ class Service:
                 return peer
         return None
 
-    def _store(self, event: Event) -> int | Dataset:
-        """Put one instance into the spool and answer for it."""
-        session = self._session(event.assoc)
-        request = cast("C_STORE", event.request)
-        data = (request.DataSet or BytesIO()).getbuffer()
+    def _store(self, assoc: Association, request: StoreRequest, data: memoryview) -> tuple[int, str]:
+        """Put one instance into the spool; its status, and a comment for the answer."""
+        session = self._session(assoc)
         try:
             stored = self._spool.store(
                 data,
-                sop_class=str(request.AffectedSOPClassUID),
-                sop=str(request.AffectedSOPInstanceUID),
-                syntax=str(event.context.transfer_syntax),
+                sop_class=request.sop_class,
+                sop=request.sop,
+                syntax=request.syntax,
                 sender=session.peer,
             )
         except OutputError:
             LOG.exception("the spool failed")
             stored = Stored(Verdict.FULL, reason="the spool failed")
-        finally:
-            size = len(data)
-            data.release()
-            session.dimse.settle(size)
         if stored.verdict is Verdict.ACCEPTED:
             session.studies[stored.study_uid] += 1
         elif not stored.verdict.held or stored.verdict is Verdict.SAME_PIXELS:
             self._unhappy(session, stored)
-        return self._answer(stored)
-
-    def _answer(self, stored: Stored) -> int | Dataset:
-        status = STATUSES[stored.verdict]
-        if not stored.reason:
-            return status
-        answer = Dataset()
-        answer.Status = status
-        answer.ErrorComment = stored.reason[:64]  # VR LO
-        return answer
+        return STATUSES[stored.verdict], stored.reason[:64]  # VR LO
 
     def _unhappy(self, session: Session, stored: Stored) -> None:
         LOG.warning("instance of %s answered with %s", plain(stored.study or "a study"), stored.verdict)
@@ -294,8 +288,7 @@ class Service:
         stream = cast("N_ACTION", event.request).ActionInformation
         size = 0 if stream is None else stream.getbuffer().nbytes
         try:
-            peer = self._peer(session.peer, session.address)
-            return self._commitments.request(event, size, peer, session.peer, session.address), None
+            return self._commitments.request(event, size, session.peer, session.address), None
         finally:
             session.dimse.settle(size)
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from cspine.errors import RecipeError
+from cspine.node.viewer import checked
 
 MIB = 2**20
 GIB = 2**30
@@ -61,6 +62,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 Formats = tuple[str, ...]
+ViewerUrl = Annotated[str, AfterValidator(checked)]
 
 
 class Peer(_Model):
@@ -128,6 +130,7 @@ class Limits(_Model):
         associations: open at once.
         message_bytes: of one DIMSE message, i.e. of one instance as it comes.
         memory_bytes: of all messages in memory at once, over all associations.
+        process_bytes: of the whole process that receives, set by the operating system (RLIMIT_DATA).
         disk_bytes: of everything the spool holds.
         free_bytes: that stay free on the disk of the spool.
         study_instances: of one study.
@@ -139,6 +142,7 @@ class Limits(_Model):
     associations: int = Field(default=16, ge=1, le=500)
     message_bytes: int = Field(default=512 * MIB, ge=MIB)
     memory_bytes: int = Field(default=GIB, ge=MIB)
+    process_bytes: int = Field(default=3 * GIB, ge=GIB)
     disk_bytes: int = Field(default=100 * GIB, ge=MIB)
     free_bytes: int = Field(default=GIB, ge=0)
     study_instances: int = Field(default=10_000, ge=1)
@@ -149,6 +153,8 @@ class Limits(_Model):
     def _consistent(self) -> Limits:
         if self.message_bytes > self.memory_bytes:
             raise ValueError("memory_bytes must be at least message_bytes")
+        if self.memory_bytes + GIB // 2 > self.process_bytes:
+            raise ValueError("process_bytes must be at least memory_bytes and half a GiB")
         return self
 
 
@@ -182,6 +188,7 @@ class Worker(_Model):
     memory_bytes: int = Field(default=8 * GIB, ge=256 * MIB)
     seconds: Seconds = 900.0
     tries: int = Field(default=3, ge=1, le=20)
+    lost_seconds: Seconds = Field(default=120.0, description="until a silent machine of the same database is given up")
     bundle: FilePath | None = Field(default=None, description="None for the bundle that comes with cspine")
 
 
@@ -263,6 +270,8 @@ class NodeSettings(_Model):
         check_called_ae_title: refuse associations that call another AE title than ours.
         database: URL of the durable queue and index; None for SQLite files in ``data``.
         keep_days: how long an instance stays in the spool after its study is done.
+        history_days: how long the queue remembers tries that have ended; the ledger remembers studies for ever.
+        viewer_url: template of the address at which a viewer shows a study, see ``cspine.node.viewer``.
     """
 
     ae_title: AeTitle = "CSPINE"
@@ -274,6 +283,8 @@ class NodeSettings(_Model):
     check_called_ae_title: bool = True
     database: SecretStr | None = None
     keep_days: float = Field(default=7.0, ge=0)
+    history_days: float = Field(default=30.0, ge=0, le=36500)
+    viewer_url: ViewerUrl | None = None
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
     limits: Limits = Limits()

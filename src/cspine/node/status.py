@@ -14,8 +14,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from cspine.node import drift
+from cspine.node.figures import Figures
 from cspine.node.ledger import ENDED, Ledger
 from cspine.node.shelf import Shelved, shelved
+from cspine.node.supervise import finished
+from cspine.node.work import result_folder
 
 
 class _Model(BaseModel):
@@ -57,6 +60,15 @@ class DriftItem(_Model):
     state: Literal["same", "notice", "alarm"]
 
 
+class StudyLink(_Model):
+    """Where a viewer shows a study that was judged. The link names the study; ``study`` is its stand-in."""
+
+    study: str
+    state: str
+    positive: bool | None
+    link: str
+
+
 class NodeStatus(_Model):
     """All of it.
 
@@ -67,6 +79,7 @@ class NodeStatus(_Model):
         failing: studies and results that are in trouble now, by reason of the last failure.
         failures: failed tries since the node began, by reason.
         disk_free_bytes: of the disk that holds the data folder.
+        links: to a viewer; None when they were not asked for.
     """
 
     studies: dict[str, int]
@@ -79,48 +92,60 @@ class NodeStatus(_Model):
     shelf: tuple[ShelfItem, ...]
     drift: tuple[DriftItem, ...]
     disk_free_bytes: int
+    links: tuple[StudyLink, ...] | None = None
 
 
 def gather(ledger: Ledger, data: Path, now: float) -> NodeStatus:
     """The status at a moment, seconds since the epoch."""
+    figures = Figures(ledger.database)
     studies: Counter[str] = Counter()
     failing: Counter[str] = Counter()
-    for (state, reason), count in ledger.counts().items():
+    for (state, reason), count in figures.studies().items():
         studies[state] += count
         if reason and state in ("waiting", "busy", "shelved"):
             failing[reason] += count
-    for (_, state, reason), count in ledger.delivery_counts().items():
+    for (_, state, reason), count in figures.results().items():
         if reason and state != "delivered":
             failing[reason] += count
-    oldest = ledger.oldest()
+    oldest = figures.oldest()
     return NodeStatus(
         studies=dict(sorted(studies.items())),
         queued=sum(count for state, count in studies.items() if state not in ENDED),
         oldest_seconds=0.0 if oldest is None else max(0.0, now - oldest),
         failing=dict(sorted(failing.items())),
-        failures={reason: count for reason, (count, _) in sorted(ledger.tally("failure").items())},
+        failures={reason: count for reason, (count, _) in sorted(figures.tally("failure").items())},
         steps=tuple(
             StepTime(step=step, times=count, seconds=round(total / count, 3))
-            for step, (count, total) in sorted(ledger.tally("step").items())
+            for step, (count, total) in sorted(figures.tally("step").items())
         ),
-        destinations=_destinations(ledger),
+        destinations=_destinations(figures),
         shelf=tuple(_item(one) for one in shelved(ledger)),
         drift=tuple(_drift(one) for one in drift_of(ledger)),
         disk_free_bytes=shutil.disk_usage(data).free,
     )
 
 
+def links_of(ledger: Ledger, data: Path, most: int = 20) -> tuple[StudyLink, ...]:
+    """Links to the studies judged last, newest first, as far as results with a link are still in the data folder."""
+    found = ((job, finished(result_folder(data, job))) for job in ledger.latest(most))
+    return tuple(
+        StudyLink(study=job.key, state=job.state, positive=job.positive, link=outcome.link)
+        for job, outcome in found
+        if outcome is not None and outcome.link is not None
+    )
+
+
 def drift_of(ledger: Ledger) -> list[drift.Drift]:
     """Drift of the last studies against the first ones; the windows never overlap."""
-    reference = ledger.earliest(drift.REFERENCE)
-    seen = {job.key for job in reference}
-    late = [job for job in ledger.latest(drift.WINDOW) if job.key not in seen]
-    return drift.measure([job.facts for job in late if job.facts], [job.facts for job in reference if job.facts])
+    figures = Figures(ledger.database)
+    reference = figures.facts(drift.REFERENCE, latest=False)
+    late = {key: facts for key, facts in figures.facts(drift.WINDOW, latest=True).items() if key not in reference}
+    return drift.measure([facts for facts in late.values() if facts], [facts for facts in reference.values() if facts])
 
 
-def _destinations(ledger: Ledger) -> tuple[DestinationStatus, ...]:
+def _destinations(figures: Figures) -> tuple[DestinationStatus, ...]:
     table: dict[str, Counter[str]] = {}
-    for (name, state, _), count in ledger.delivery_counts().items():
+    for (name, state, _), count in figures.results().items():
         table.setdefault(name, Counter())["waiting" if state == "busy" else state] += count
     return tuple(
         DestinationStatus(name=name, delivered=row["delivered"], waiting=row["waiting"], shelved=row["shelved"])

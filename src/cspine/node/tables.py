@@ -55,3 +55,10 @@ TALLY = sa.Table(
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("total", sa.Float, nullable=False),
 )
+# One row a process that works; see ``workers.Heartbeats``.
+WORKERS = sa.Table(
+    "cspine_workers",
+    META,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+)

@@ -26,7 +26,8 @@ from cspine.node.audit import Action, AuditEvent
 from cspine.node.audit import Outcome as AuditOutcome
 from cspine.node.child import JobOutcome, Order
 from cspine.node.deliver import DeliveryError, Parcel, Sender, backoff
-from cspine.node.ledger import Delivery, Job, Ledger, Tally
+from cspine.node.figures import Tally
+from cspine.node.ledger import Delivery, Job, Ledger
 from cspine.node.privacy import Plain, Pseudonym, plain
 from cspine.node.settings import NodeSettings
 from cspine.node.shelf import Shelf
@@ -36,6 +37,8 @@ from cspine.node.supervise import finished, judge
 HINDERED_SECONDS = 60.0
 # Results that go to one destination at the same time: one that hangs does not hold up the next.
 SENDING_AT_ONCE = 2
+# Studies whose files are deleted in one round: the loop must not be held up for long.
+DELETED_AT_ONCE = 10
 # A key names folders and workflows.
 _KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,159}$")
 
@@ -56,10 +59,27 @@ class Runner(Protocol):
         """Run ``Work.send_once`` and ``Work.record_delivery``; a try that was submitted before is left alone."""
 
     def lost_judgement(self, job: Job) -> bool:
-        """Whether this try ended without being written down, and will not go on by itself."""
+        """Whether this try ended without being written down, or died with its machine, and will not go on by itself."""
 
     def lost_delivery(self, job: Job, delivery: Delivery) -> bool:
         """The same of a delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How one try to send ended.
+
+    Attributes:
+        reason: of a failure, stable, kebab-case; empty when everything arrived.
+        lasting: trying again will not help.
+        seconds: that it took.
+        warning: what the other side had to say about what it stored.
+    """
+
+    reason: str = ""
+    lasting: bool = False
+    seconds: float = 0.0
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,10 +127,16 @@ class Work:
 
     def folder(self, job: Job) -> Path:
         """Where one try of a study has its results: each try has its own, so an old one cannot be taken for it."""
-        return self.settings.data / "work" / job.key / f"{job.round}-{job.tries}" / "result"
+        return result_folder(self.settings.data, job)
 
-    def judge_once(self, job: Job) -> JobOutcome:
-        """One try. Repeated after a kill: what the child finished is kept, what it left half done is made again."""
+    def judge_once(self, job: Job) -> JobOutcome | None:
+        """One try. Repeated after a kill: what the child finished is kept, what it left half done is made again.
+
+        None when the ledger says that this try is over: somebody else took the study from a machine that seemed dead,
+        or a queue whose history was deleted runs the try once more.
+        """
+        if not self.ledger.is_open(job):
+            return None
         worker = self.settings.worker
         order = Order(
             key=job.key,
@@ -120,6 +146,7 @@ class Work:
             bundle=worker.bundle,
             threads=worker.threads,
             memory_bytes=worker.memory_bytes,
+            viewer_url=self.settings.viewer_url,
         )
         start = time.perf_counter()
         try:
@@ -135,12 +162,13 @@ class Work:
         values = self._consequence(job, outcome, now)
         judged = outcome.ending == "judged"
         goes_to = [name for name, sender in self.senders.items() if judged and sender.wants(outcome)]
-        if values["state"] == "shelved":
-            self.shelf.put(job.key, what="study", reason=outcome.reason, message=outcome.message, tries=job.tries + 1)
         tally: list[Tally] = [("step", step, seconds) for step, seconds in outcome.seconds.items()]
         if outcome.ending not in ("judged", "skipped"):
             tally.append(("failure", outcome.reason, 0.0))
-        if not self.ledger.settle_job(job, deliveries=goes_to, tally=tally, **values):
+        settled = self.ledger.settle_job(job, deliveries=goes_to, tally=tally, **values)
+        if values["state"] == "shelved" and (settled or self._is_shelved(job)):
+            self.shelf.put(job.key, what="study", reason=outcome.reason, message=outcome.message, tries=job.tries + 1)
+        if not settled:
             return
         study = self.pseudonym(job.key)
         _LOG.info("%s: %s %s", study, plain(str(values["state"])), _word(outcome.reason))
@@ -167,50 +195,71 @@ class Work:
             return {"state": "shelved", "ended": now, "tries": tries, **told}
         return {"state": "waiting", "tries": tries, "due": now + self._wait(tries), **told}
 
+    def _is_shelved(self, job: Job) -> bool:
+        """Whether this try put the study on the shelf before, perhaps without time for a note."""
+        now = self.ledger.job(job.key)
+        return now is not None and (now.state, now.round, now.tries) == ("shelved", job.round, job.tries + 1)
+
     # Sending -------------------------------------------------------------------------------------------------------
 
-    def send_once(self, job: Job, delivery: Delivery) -> tuple[str, bool, float]:
-        """One try to send; gives the reason of a failure or nothing, whether it lasts, and the seconds it took."""
+    def send_once(self, job: Job, delivery: Delivery) -> Attempt | None:
+        """One try to send; None when the ledger says that it is over, see ``judge_once``."""
+        if not self.ledger.is_under_way(delivery):
+            return None
         sender = self.senders.get(delivery.destination)
         folder = self.folder(job)
         outcome = finished(folder)
         if sender is None:
-            return "no-such-destination", True, 0.0
+            return Attempt("no-such-destination", lasting=True)
         if outcome is None:
-            return "results-missing", True, 0.0
+            return Attempt("results-missing", lasting=True)
         start = time.perf_counter()
         try:
-            sender.send(Parcel(job.key, folder, outcome, self.pseudonym(job.key)))
+            warning = sender.send(Parcel(job.key, folder, outcome, self.pseudonym(job.key)))
         except DeliveryError as error:
-            return error.reason, error.lasting, time.perf_counter() - start
+            return Attempt(error.reason, error.lasting, time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 a library may raise anything; one result must not end the queue
             _LOG.error("sending to %s failed: %s", plain(delivery.destination), error)
-            return f"fault-{type(error).__name__.lower()}", False, time.perf_counter() - start
-        return "", False, time.perf_counter() - start
+            return Attempt(f"fault-{type(error).__name__.lower()}", seconds=time.perf_counter() - start)
+        return Attempt(seconds=time.perf_counter() - start, warning=warning)
 
-    def record_delivery(self, job: Job, delivery: Delivery, reason: str, lasting: bool, seconds: float) -> None:
+    def record_delivery(self, job: Job, delivery: Delivery, attempt: Attempt) -> None:
         """Write down how a try to send ended. Safe to repeat."""
-        now = self.clock()
+        now, reason = self.clock(), attempt.reason
         tries = delivery.tries + 1
-        values: dict[str, Any] = {"reason": reason, "seconds": seconds, "tries": tries}
+        values: dict[str, Any] = {"reason": reason or attempt.warning, "seconds": attempt.seconds, "tries": tries}
         if not reason:
             values |= {"state": "delivered", "ended": now}
-        elif lasting or tries >= self.settings.retry.tries:
+        elif attempt.lasting or tries >= self.settings.retry.tries:
             values |= {"state": "shelved", "ended": now}
-            message = f"the results did not reach {delivery.destination}"
-            self.shelf.put(job.key, what=delivery.destination, reason=reason, message=message, tries=tries)
         else:
             values |= {"state": "waiting", "due": now + self._wait(tries)}
-        tally: Tally = ("failure", reason, seconds) if reason else ("step", "send", seconds)
-        if not self.ledger.settle_delivery(delivery, tally=(tally,), **values):
-            return
+        tally: Tally = ("failure", reason, attempt.seconds) if reason else ("step", "send", attempt.seconds)
+        settled = self.ledger.settle_delivery(delivery, tally=(tally,), **values)
+        if values["state"] == "shelved" and (settled or self._did_not_arrive(delivery)):
+            message = f"not all results reached {delivery.destination}"
+            self.shelf.put(job.key, what=delivery.destination, reason=reason, message=message, tries=tries)
+        if settled:
+            self._tell_of_delivery(job, delivery, str(values["state"]), str(values["reason"]))
+
+    def _did_not_arrive(self, delivery: Delivery) -> bool:
+        """Whether this try put the result on the shelf before."""
+        now = self.ledger.delivery(delivery.key, delivery.destination)
+        then = ("shelved", delivery.round, delivery.tries + 1)
+        return now is not None and (now.state, now.round, now.tries) == then
+
+    def _tell_of_delivery(self, job: Job, delivery: Delivery, state: str, reason: str) -> None:
         study, where = self.pseudonym(job.key), plain(delivery.destination)
-        _LOG.info("results of %s to %s: %s %s", study, where, plain(str(values["state"])), _word(reason))
-        if values["state"] == "delivered":
+        if state == "delivered" and reason:
+            # With elements left out or changed: somebody should look at how the two systems get on.
+            _LOG.warning("results of %s to %s: stored, %s", study, where, _word(reason))
+        else:
+            _LOG.info("results of %s to %s: %s %s", study, where, plain(state), _word(reason))
+        detail = f"{delivery.destination}: {reason}" if reason else delivery.destination
+        if state == "delivered":
             action = Action.NOTIFIED if delivery.destination.startswith("notify:") else Action.SENT
-            self.tell(AuditEvent(action, study=study, detail=delivery.destination))
-        elif values["state"] == "shelved":
-            detail = f"{delivery.destination}: {reason}"
+            self.tell(AuditEvent(action, study=study, detail=detail))
+        elif state == "shelved":
             self.tell(AuditEvent(Action.SHELVED, AuditOutcome.FAILURE, study=study, detail=detail))
 
     # The loop ------------------------------------------------------------------------------------------------------
@@ -218,7 +267,7 @@ class Work:
     def tick(self, runner: Runner) -> None:
         """One round of a node that also receives: hand over what is due, delete what has been kept long enough."""
         self.hand_over(runner)
-        for job in self.ledger.stale(self.clock() - self.settings.keep_days * 86400):
+        for job in self.ledger.stale(self.clock() - self.settings.keep_days * 86400)[:DELETED_AT_ONCE]:
             self._delete(job)
 
     def hand_over(self, runner: Runner) -> None:
@@ -237,7 +286,11 @@ class Work:
         self.ledger.finish(now)
 
     def recover(self, runner: Runner) -> None:
-        """Take up tries that ended without being written down: a database that was away, a node killed too often."""
+        """Take up tries that ended without being written down: a database that was away, a node killed too often.
+
+        So are those of a machine that died and did not come back: they count as failed tries, and the next one runs
+        wherever there is a free worker.
+        """
         for job in self.ledger.jobs("busy"):
             if runner.lost_judgement(job):
                 message = "the node died or lost its database while it judged this study"
@@ -246,7 +299,7 @@ class Work:
         for delivery in self.ledger.deliveries("busy"):
             owner = self.ledger.job(delivery.key)
             if owner is not None and runner.lost_delivery(owner, delivery):
-                self.record_delivery(owner, delivery, "node-died", False, 0.0)
+                self.record_delivery(owner, delivery, Attempt("node-died"))
 
     def _delete(self, job: Job) -> None:
         """Delete the files of a study: what came and what was made of it."""
@@ -257,6 +310,11 @@ class Work:
 
     def _wait(self, tries: int) -> float:
         return backoff(self.settings.retry, tries, self.chance)
+
+
+def result_folder(data: Path, job: Job) -> Path:
+    """Where the try that the ledger names has its results, in the data folder of a node."""
+    return data / "work" / job.key / f"{job.round}-{job.tries}" / "result"
 
 
 def formats_of(settings: NodeSettings) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ PROBABILITY = Code("122157", "DCM", "Probability")
 RATIO = Code("1", "UCUM", "no units")
 COMMENT = Code("121106", "DCM", "Comment")
 DEVICE = Code("121007", "DCM", "Device")
+OBSERVER_TYPE = Code("121005", "DCM", "Observer Type")
+PERSON = Code("121006", "DCM", "Person")
+PERSON_NAME = Code("121008", "DCM", "Person Observer Name")
+PERSON_ORGANIZATION = Code("121009", "DCM", "Person Observer's Organization Name")
 REPORT_TITLE = Code("126000", "DCM", "Imaging Measurement Report")
 CT_PROCEDURE = Code("77477000", "SCT", "Computed tomography")
 BOUNDED_BY = Code("75958009", "SCT", "Bounded by")
@@ -36,6 +40,14 @@ OWN_SCHEME_NAME = "cspine concepts"
 FRACTURE_TYPE = Code("fracture-type", OWN_SCHEME, "Fracture type")
 NOT_JUDGED = Code("not-judged", OWN_SCHEME, "Reason not judged")
 LEVEL_CONFIDENCE = Code("level-confidence", OWN_SCHEME, "Confidence of the vertebral level")
+READER_VERDICT = Code("reader-verdict", OWN_SCHEME, "Reader's verdict on the computed finding")
+VERDICTS: Mapping[str, Code] = MappingProxyType(
+    {
+        "accept": Code("accepted", OWN_SCHEME, "Accepted"),
+        "reject": Code("rejected", OWN_SCHEME, "Rejected"),
+        "correct": Code("corrected", OWN_SCHEME, "Corrected"),
+    }
+)
 
 # Only concepts whose meaning is the type and nothing more; the other types are given as text.
 TYPES: Mapping[str, Code] = MappingProxyType({"hangman": Code("263070009", "SCT", "Hangman fracture")})

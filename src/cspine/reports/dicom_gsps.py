@@ -75,7 +75,7 @@ def render(report: ReportInput) -> bytes:
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=made.model,
-        software_versions=made.software[0],
+        software_versions=made.software,
         device_serial_number=made.digest,
         content_label="CSPINE_MARKS",
         content_description="Levels and evidence of fractures",
@@ -92,7 +92,6 @@ def render(report: ReportInput) -> bytes:
     day, clock = moment(report)
     date, time = day.strftime("%Y%m%d"), clock.strftime("%H%M%S")
     extra: dict[str, object] = {
-        "SoftwareVersions": list(made.software),
         "SeriesDate": date,
         "SeriesTime": time,
         "PresentationCreationDate": date,

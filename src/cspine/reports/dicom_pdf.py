@@ -37,7 +37,7 @@ def render(report: ReportInput) -> bytes:
         modality="DOC",
         manufacturer=MANUFACTURER,
         manufacturer_model_name=made.model,
-        software_versions=made.software[0],
+        software_versions=made.software,
         device_serial_number=made.digest,
         series_description=SERIES_DESCRIPTION,
         series_date=day,
@@ -56,7 +56,6 @@ def render(report: ReportInput) -> bytes:
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = storage, uid
         sources.append(item)
     extra: dict[str, object] = {
-        "SoftwareVersions": list(made.software),
         "ConversionType": "WSD",
         "AcquisitionDateTime": "",
         "BurnedInAnnotation": "NO",

@@ -45,7 +45,7 @@ def render(report: ReportInput) -> bytes:
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=made.model,
-        software_versions=made.software[0],
+        software_versions=made.software,
         device_serial_number=made.digest,
         series_description=SERIES_DESCRIPTION,
         series_date=day,
@@ -55,7 +55,6 @@ def render(report: ReportInput) -> bytes:
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     extra: dict[str, object] = {
-        "SoftwareVersions": list(made.software),
         # A page has no place in the patient.
         "PatientOrientation": "",
         "ConversionType": "WSD",

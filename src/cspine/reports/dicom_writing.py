@@ -77,11 +77,11 @@ def series_of(report: ReportInput) -> SourceSeries:
 def moment(report: ReportInput) -> tuple[date, time]:
     """Date and time of the findings, in the time zone that the study's own times are in, else in local time."""
     made = datetime.fromisoformat(report.findings.provenance.created)
-    local = made.astimezone(_zone(report.series.context if report.series else None))
+    local = made.astimezone(zone_of(report.series.context if report.series else None))
     return local.date(), local.time().replace(microsecond=0)
 
 
-def _zone(context: Dataset | None) -> timezone | None:
+def zone_of(context: Dataset | None) -> timezone | None:
     """TimezoneOffsetFromUTC (``+0100``); None where it is absent or no offset: then times are local."""
     text = "" if context is None else str(context.get("TimezoneOffsetFromUTC") or "")
     if len(text) != 5 or text[0] not in "+-" or not text[1:].isdigit():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from fhir.resources.R4B.bundle import Bundle
 from pydicom.sr.coding import Code
@@ -26,6 +26,7 @@ LOINC = "http://loinc.org"
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SYSTEMS = {"SCT": "http://snomed.info/sct", "DCM": DCM}
 UCUM = "http://unitsofmeasure.org"
+VIEWER = "Web page that shows the images"
 TERMS = "http://terminology.hl7.org/CodeSystem/"
 
 Json = dict[str, Any]
@@ -71,7 +72,8 @@ class _Writer:
         """All resources together, the report first."""
         findings = self._findings
         judged = [self._level(item) for item in findings.levels]
-        resources = [self._diagnostic_report(), self._patient_level(), *judged, *self._devices(), *self._studies()]
+        beside = [*self._devices(), *self._studies(), *self._viewers()]
+        resources = [self._diagnostic_report(), self._patient_level(), *judged, *beside]
         return {
             "resourceType": "Bundle",
             "id": self._id("bundle"),
@@ -94,7 +96,7 @@ class _Writer:
         resource: Json = {
             "resourceType": "DiagnosticReport",
             "id": self._id("report"),
-            "text": {"status": "generated", "div": _narrative(findings)},
+            "text": {"status": "generated", "div": _narrative(findings, self._link)},
             "status": "preliminary",
             "category": [RADIOLOGY],
             "code": STUDY_CODE,
@@ -177,7 +179,30 @@ class _Writer:
         if source.series_uid:
             modality = {"system": DCM, "code": "CT", "display": "Computed Tomography"}
             resource["series"] = [{"uid": source.series_uid, "modality": modality}]
+        if self._link:
+            resource["endpoint"] = [self._reference("viewer")]
         return [resource]
+
+    @property
+    def _link(self) -> str:
+        """The viewer's link, where there is a study that it belongs to."""
+        return (self._report.link or "") if self._study_uid else ""
+
+    def _viewers(self) -> list[Json]:
+        """The address of a viewer that shows the study: what ``ImagingStudy.endpoint`` is for."""
+        if not self._link:
+            return []
+        endpoint: Json = {
+            "resourceType": "Endpoint",
+            "id": self._id("viewer"),
+            "status": "active",
+            # None of the codes that R4 lists is a viewer's own page, and others are allowed (binding "extensible").
+            "connectionType": {"display": VIEWER},
+            "name": VIEWER,
+            "payloadType": [{"text": VIEWER}],
+            "address": self._link,
+        }
+        return [endpoint]
 
 
 def _subject(report: ReportInput) -> Json:
@@ -236,13 +261,14 @@ def _device(bundle: BundleProvenance, identifier: str, cspine: str) -> Json:
     }
 
 
-def _narrative(findings: Findings) -> str:
-    """The report as XHTML for a person, all text escaped."""
+def _narrative(findings: Findings, link: str) -> str:
+    """The report as XHTML for a person, all text escaped; with the viewer's link where there is one."""
     lines = [f"{item.level}: {words.sentence(words.verdict(item))}" for item in findings.levels]
     lines += [words.sentence(warning.message) for warning in findings.warnings if findings.status != "refused"]
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    images = f"<p><a href={quoteattr(link)}>{VIEWER}</a></p>" if link else ""
     return (
         '<div xmlns="http://www.w3.org/1999/xhtml">'
         f"<p>{escape(words.impression(findings))}</p><ul>{listed}</ul>"
-        f"<p>{escape(words.RESEARCH)} {escape(words.LIMITS)}</p></div>"
+        f"<p>{escape(words.RESEARCH)} {escape(words.LIMITS)}</p>{images}</div>"
     )

@@ -24,6 +24,7 @@ from cspine.reports.inputs import ReportInput
 VERSION = "2.5.1"
 STUDY_CODE = Code("18748-4", "LN", "Diagnostic imaging study")
 IMPRESSION = Code("19005-8", "LN", "Impressions")
+IMAGES = Code("113014", "DCM", "DICOM Study")
 # The longest that 2.5.1 allows for a message control id (MSH-10).
 CONTROL_CHARS = 20
 # Each delimiter and its escape sequence (2.5.1, 2.7); the escape character itself comes first.
@@ -68,7 +69,7 @@ def _message(report: ReportInput) -> Message:
     _patient(result.add_group("ORU_R01_PATIENT").add_segment("PID"), report)
     order = result.add_group("ORU_R01_ORDER_OBSERVATION")
     _request(order.add_segment("OBR"), report)
-    _observations(order, findings)
+    _observations(order, findings, report.link)
     return message
 
 
@@ -105,8 +106,8 @@ def _request(segment: Segment, report: ReportInput) -> None:
     segment.obr_25 = "P"
 
 
-def _observations(order: Group, findings: Findings) -> None:
-    """OBX: the impression, each level, each warning, and what this is not."""
+def _observations(order: Group, findings: Findings, link: str | None) -> None:
+    """OBX: the impression, each level, each warning, what this is not, and where the images can be seen."""
     suspected = words.suspected(findings)
     lines = [(IMPRESSION, "", words.impression(findings), suspected)]
     for item in findings.levels:
@@ -116,19 +117,31 @@ def _observations(order: Group, findings: Findings) -> None:
         lines += [(dicom_codes.COMMENT, "", words.sentence(item.message), None) for item in findings.warnings]
     lines.append((dicom_codes.COMMENT, "", f"{words.RESEARCH} {words.LIMITS}", None))
     for number, (code, site, text, abnormal) in enumerate(lines, start=1):
-        segment = order.add_group("ORU_R01_OBSERVATION").add_segment("OBX")
-        segment.obx_1 = str(number)
+        segment = _observation(order, findings, number, code)
         segment.obx_2 = "TX"
-        segment.obx_3 = _coded(code)
         segment.obx_4 = site or str(number)
         segment.obx_5 = escaped(text)
         if abnormal is not None:
             segment.obx_8 = "A" if abnormal else "N"
-        segment.obx_11 = "P"
-        segment.obx_14 = _moment(findings)
         if findings.provenance.bundle is not None:
             bundle = findings.provenance.bundle
             segment.obx_17 = f"{escaped(bundle.sha256[:20])}^{escaped(f'cspine {bundle.name} {bundle.version}')}^L"
+    if link is not None:
+        segment = _observation(order, findings, len(lines) + 1, IMAGES)
+        segment.obx_2 = "RP"
+        segment.obx_4 = str(len(lines) + 1)
+        # Reference pointer: address, application, type of data (table 0191: image), subtype (table 0291).
+        segment.obx_5 = f"{escaped(link)}^CSPINE^IM^HTML"
+
+
+def _observation(order: Group, findings: Findings, number: int, code: Code) -> Segment:
+    """What all OBX have in common."""
+    segment = order.add_group("ORU_R01_OBSERVATION").add_segment("OBX")
+    segment.obx_1 = str(number)
+    segment.obx_3 = _coded(code)
+    segment.obx_11 = "P"
+    segment.obx_14 = _moment(findings)
+    return segment
 
 
 def escaped(text: str) -> str:

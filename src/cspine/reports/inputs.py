@@ -62,6 +62,7 @@ class ReportInput:
         as_opened: whether slice indices and pixel boxes of the findings are those of ``volume``.
         series: the DICOM series that was judged; None for other input, and where no format asks for it.
         formats: names of all formats written together, so that one object can refer to another.
+        link: at which a viewer shows the study; None for no link.
     """
 
     findings: Findings
@@ -71,6 +72,7 @@ class ReportInput:
     as_opened: bool = True
     series: SourceSeries | None = None
     formats: frozenset[str] = frozenset()
+    link: str | None = None
 
     @classmethod
     def of(
@@ -79,16 +81,17 @@ class ReportInput:
         volume: Volume | None,
         series: SourceSeries | None = None,
         formats: Iterable[str] = (),
+        link: str | None = None,
     ) -> ReportInput:
         """From a prediction or bare findings, and the volume that was judged (any axis order)."""
         beside = frozenset(formats)
         shown = None if volume is None else volume.reoriented()
         same = volume is None or shown is None or bool(np.array_equal(volume.affine, shown.affine))
         if isinstance(prediction, Findings):
-            return cls(prediction, shown, as_opened=same, series=series, formats=beside)
+            return cls(prediction, shown, as_opened=same, series=series, formats=beside, link=link)
         maps = {name: ScalarField(grid.values, np.asarray(grid.affine)) for name, grid in prediction.evidence.items()}
         labels = ScalarField(prediction.labels, np.asarray(prediction.labels_affine))
-        return cls(prediction.findings, shown, labels, maps, same, series, beside)
+        return cls(prediction.findings, shown, labels, maps, same, series, beside, link)
 
     def place_of(self, evidence: Evidence) -> tuple[int, tuple[float, float, float, float]]:
         """Slice of ``volume`` and box ``x_min, y_min, x_max, y_max`` in its pixels of a piece of evidence."""

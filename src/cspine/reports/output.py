@@ -115,6 +115,7 @@ def write(
     *,
     formats: Sequence[str] = ("json", "html"),
     series: SourceSeries | None = None,
+    link: str | None = None,
 ) -> dict[str, Path]:
     """Write the result of one study.
 
@@ -127,6 +128,7 @@ def write(
         out_dir: created when missing.
         formats: names from ``FORMATS``.
         series: from ``reports.dicom_source.read_source``; the formats in DICOM need it.
+        link: at which a viewer shows the study; ``fhir`` and ``hl7`` repeat it.
 
     Returns:
         The file of each format that has something to say.
@@ -139,7 +141,7 @@ def write(
     chosen = _chosen(formats)
     if series is None:
         refuse_without_series(formats)
-    report = ReportInput.of(prediction, volume, series, chosen)
+    report = ReportInput.of(prediction, volume, series, chosen, link)
     try:
         made = {name: _rendered(name, form, report) for name, form in chosen.items()}
         files = {chosen[name].file: data for name, data in made.items() if data is not None}
