@@ -82,7 +82,7 @@ def node(folder: Path, command: Sequence[str] = (str(Path(sys.executable).with_n
     port = free_port()
     settings = folder / "node.toml"
     settings.write_text(f'data = "data"\nport = {port}\nquiet_seconds = 3600\n', encoding="utf-8")
-    with _running([*command, "node", "run", str(settings)], port):
+    with running([*command, "node", "run", str(settings)], port):
         yield port
 
 
@@ -95,12 +95,13 @@ def careless(folder: Path) -> AbstractContextManager[int]:
 def storescp(folder: Path) -> Iterator[int]:
     """DCMTK's receiver, a process for each sender, as it is run by default with several."""
     port = free_port()
-    with _running(["storescp", "--fork", "-dhl", "-od", str(folder), str(port)], port):
+    with running(["storescp", "--fork", "-dhl", "-od", str(folder), str(port)], port):
         yield port
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
+def running(command: list[str], port: int) -> Iterator[None]:
+    """A server, from when its port answers; killed in the end."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
         end = time.monotonic() + START_SECONDS
