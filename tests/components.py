@@ -25,6 +25,7 @@ PACKAGES = {
     "storescp": "dcmtk",
     "Orthanc": "orthanc",
     "chromium": "chromium",
+    "npm": "npm",
 }
 # Debian installs servers where ordinary users do not look.
 _PLACES = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

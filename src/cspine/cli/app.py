@@ -27,6 +27,7 @@ from cspine.cli import (
     recipes,
     submission,
     train,
+    web,
 )
 from cspine.errors import CspineError
 
@@ -95,6 +96,7 @@ for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(node.app, name="node")
+app.add_typer(web.app, name="web")
 
 
 def main() -> None:

@@ -41,7 +41,22 @@ EXTRAS: tuple[Extra, ...] = (
     ),
     Extra("yolo", "YOLO locators (Ultralytics, AGPL-3.0)", ("ultralytics",)),
     Extra("dicom", "results as DICOM, FHIR, HL7 and PDF", ("highdicom", "fhir", "hl7apy", "reportlab")),
-    Extra("web", "libraries of the web application, still to be built", ("flask", "flask_security", "sqlalchemy")),
+    Extra(
+        "web",
+        "the web application: accounts, upload, worklist and reading room",
+        (
+            "flask",
+            "flask_security",
+            "sqlalchemy",
+            "alembic",
+            "argon2",
+            "authlib",
+            "dbos",
+            "deid",
+            "highdicom",
+            "waitress",
+        ),
+    ),
     Extra(
         "node",
         "receive studies over DICOM, judge them and send the results",

@@ -1,0 +1,1 @@
+"""The web application: accounts, upload, worklist and reading room."""
