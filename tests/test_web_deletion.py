@@ -58,8 +58,11 @@ def test_a_deleted_study_leaves_a_proof_and_nothing_else(app: Flask) -> None:
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
         for path in folder.rglob("*.*")
     )
+    drawn = app.extensions["viewing-pictures"]
+    drawn.put((study, "axial", 3), b"a slice")
     inside = browser(app, ADA)
     assert inside.send(f"/studies/{study}/delete").status_code == 302
+    assert drawn.get((study, "axial", 3)) is None
     (proof,) = proofs(app)
     assert (proof.files, proof.digest) == (2, hashlib.sha256("".join(listed).encode()).hexdigest())
     assert proof.when is not None and proof.by == app.config["ada"] and study not in proof.what

@@ -35,6 +35,7 @@ from cspine.web.models import (
 )
 from cspine.web.store import STUDIES, UPLOADS, sha256_of
 from cspine.web.throttle import forget_old
+from cspine.web.viewing import forget_pictures
 
 _log = logging.getLogger(__name__)
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
@@ -62,6 +63,7 @@ def delete_study(study: Study, *, why: str = "asked", by: str | None = None) -> 
     folder = context().store.study_folder(study.id)
     proof = _begin("study", study.id, folder, why, by)
     context().store.delete_study(study.id)
+    forget_pictures(study.id)
     if study.upload_id is not None:
         _forget_upload(study.upload_id, study.id)
     db.session.delete(study)

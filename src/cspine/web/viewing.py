@@ -175,7 +175,8 @@ def _drawn(kind: str, key: tuple[object, ...], draw: Callable[[], bytes]) -> Res
 
 def forget_pictures(study_id: str) -> None:
     """Drop what was drawn of a study that is deleted; nobody could have asked for it any more."""
-    _pictures_drawn().forget(study_id)
+    if _CACHE in current_app.extensions:
+        _pictures_drawn().forget(study_id)
 
 
 def _pictures_drawn() -> PictureCache:
