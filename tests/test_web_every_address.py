@@ -293,3 +293,10 @@ def test_over_https_cookies_are_bound_to_the_host_and_browsers_told_to_stay(
 def test_other_names_of_the_host_are_refused(site: Site, host: str) -> None:
     """So that no letter leads elsewhere, and no page elsewhere reaches this machine by a name of its own."""
     assert site.browser(None).get("/login", headers={"Host": host}).status_code == 400
+
+
+def test_the_audit_trail_names_no_study_and_no_upload(site: Site) -> None:
+    trail = "".join(path.read_text() for path in site.app.extensions["cspine"].audit.folder.glob("*.jsonl"))
+    assert '"uploaded"' in trail and '"judged"' in trail
+    named = [value for value in (*site.unshown, *site.numbers) if value in trail]
+    assert not named, "studies stand there under pseudonyms, and ids of studies follow from those of uploads"

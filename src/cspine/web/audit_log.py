@@ -119,6 +119,7 @@ class AuditLog:
         outcome: Outcome = Outcome.SUCCESS,
         actor: str | None = None,
         study: str | None = None,
+        upload: str | None = None,
         detail: str = "",
         count: int | None = None,
     ) -> None:
@@ -129,6 +130,7 @@ class AuditLog:
             outcome: how it went.
             actor: id of an account; None for the person of the request, ``system`` outside one.
             study: id of a study; the trail gets its pseudonym.
+            upload: id of an upload; its pseudonym is the detail, since ids of studies follow from it.
             detail: a short reason of our own words, or an id; never a patient.
             count: of files, where that makes sense.
 
@@ -137,6 +139,8 @@ class AuditLog:
         """
         who, address = _asker()
         stands_for = "" if study is None else str(self._pseudonyms.of("study", study))
+        if upload is not None:
+            detail = str(self._pseudonyms.of("upload", upload))
         self.append(WebEvent(action, outcome, actor or who, address, stands_for, "", detail, count))
 
     def append(self, event: WebEvent) -> None:

@@ -266,7 +266,7 @@ class Work:
             self.audit.write(
                 Did.UPLOADED if taken else Did.REFUSED,
                 outcome=Outcome.SUCCESS if taken else Outcome.FAILURE,
-                detail=upload_id,
+                upload=upload_id,
                 count=len(found.studies),
             )
 

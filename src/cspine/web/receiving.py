@@ -233,7 +233,7 @@ class Receiver:
         for study in unused:
             self.store.delete_study(study.id)
         self.store.delete_upload(upload.id)
-        self.audit.write(Did.DISCARDED, actor=by, detail=upload.id)
+        self.audit.write(Did.DISCARDED, actor=by, upload=upload.id)
 
     def run(self, upload: Upload, chosen: Mapping[str, str | None], user_id: str) -> list[Job]:
         """Queue studies of an upload.
