@@ -28,7 +28,7 @@ from cspine.errors import (
     OutputError,
     StudyError,
 )
-from cspine.node.drift import StudyFacts
+from cspine.node.drift import StudyFacts, facts_of
 
 if TYPE_CHECKING:
     from cspine.findings import Findings
@@ -191,7 +191,7 @@ def judge_study(order: Order, folder: Path) -> JobOutcome:
     prediction = Predictor(bundle, threads=order.threads).predict_full(volume)
     judged = time.perf_counter()
     if prediction.findings.status == "refused":
-        return _not_for_us(prediction.findings, _facts(volume, None))
+        return _not_for_us(prediction.findings, facts_of(volume, None))
     series = read_source(order.study, volume.source)
     link = link_of(order.viewer_url, series.context)
     written = reports.write(prediction, volume, folder, formats=order.formats, series=series, link=link)
@@ -214,21 +214,7 @@ def _judged(
         study_uid=volume.source.study_uid,
         files=files,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        facts=_facts(volume, positive),
-    )
-
-
-def _facts(volume: Volume, positive: bool | None) -> StudyFacts:
-    from cspine.node.drift import hu_shares
-
-    said = volume.source.acquisition
-    thickness = said.get("slice_thickness_mm")
-    return StudyFacts(
-        thickness_mm=float(thickness) if isinstance(thickness, float | int) else round(float(max(volume.spacing)), 3),
-        kernel=str(said.get("kernel", ""))[:32],
-        maker=str(said.get("manufacturer", ""))[:32],
-        hu=hu_shares(volume.hu),
-        positive=positive,
+        facts=facts_of(volume, positive),
     )
 
 

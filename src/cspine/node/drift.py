@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from cspine.volume import Volume
 
 # Studies in the window of late, in the reference window, and the fewest in either for a statement.
 WINDOW, REFERENCE, FEWEST = 200, 500, 30
@@ -52,6 +55,19 @@ class StudyFacts(BaseModel):
     maker: str = ""
     hu: tuple[float, ...] = Field(min_length=len(HU_EDGES) + 1, max_length=len(HU_EDGES) + 1)
     positive: bool | None = None
+
+
+def facts_of(volume: Volume, positive: bool | None) -> StudyFacts:
+    """What is kept of a study that was opened; ``positive`` as in ``StudyFacts``."""
+    said = volume.source.acquisition
+    thickness = said.get("slice_thickness_mm")
+    return StudyFacts(
+        thickness_mm=float(thickness) if isinstance(thickness, float | int) else round(float(max(volume.spacing)), 3),
+        kernel=str(said.get("kernel", ""))[:32],
+        maker=str(said.get("manufacturer", ""))[:32],
+        hu=hu_shares(volume.hu),
+        positive=positive,
+    )
 
 
 def hu_shares(hu: NDArray[np.int16] | NDArray[np.float32]) -> tuple[float, ...]:

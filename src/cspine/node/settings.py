@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
-    ValidationInfo,
     model_validator,
 )
 
-from cspine.errors import RecipeError
+from cspine.node.settings_file import beside, read_settings
 from cspine.node.viewer import checked
 
 MIB = 2**20
@@ -48,16 +45,9 @@ def _network(value: str) -> str:
         raise ValueError("expected an IP address or a network such as 10.1.2.0/24, not a host name") from error
 
 
-def _beside(value: Path, info: ValidationInfo) -> Path:
-    """A path as the file means it: relative ones lie beside the settings file."""
-    folder = (info.context or {}).get("folder")
-    path = value.expanduser()
-    return path if folder is None or path.is_absolute() else Path(folder) / path
-
-
 AeTitle = Annotated[str, AfterValidator(_title)]
 Network = Annotated[str, AfterValidator(_network)]
-FilePath = Annotated[Path, AfterValidator(_beside)]
+FilePath = Annotated[Path, AfterValidator(beside)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
@@ -277,7 +267,7 @@ class NodeSettings(_Model):
     ae_title: AeTitle = "CSPINE"
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=11112, ge=0, le=65535, description="0 for any that is free")
-    data: Annotated[Path, Field(validate_default=True), AfterValidator(_beside)] = Path("cspine-node")
+    data: Annotated[Path, Field(validate_default=True), AfterValidator(beside)] = Path("cspine-node")
     quiet_seconds: Seconds = 30.0
     complete: Literal["quiet", "release"] = "quiet"
     check_called_ae_title: bool = True
@@ -309,7 +299,7 @@ class NodeSettings(_Model):
 
 
 # pydantic puts the tag of a discriminated union into the place of an error; it is no key of the file.
-_TAGS = {"cstore", "stow"}
+_TAGS = frozenset(("cstore", "stow"))
 
 
 def load_settings(path: Path | str) -> NodeSettings:
@@ -319,22 +309,4 @@ def load_settings(path: Path | str) -> NodeSettings:
         RecipeError: not readable, not TOML, an unknown key or a wrong value; ``where`` names file and key. The value
             itself is not repeated: it may be a password.
     """
-    path = Path(path)
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the settings: {error.strerror}", where=path.name, fix="Check path") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError("expected UTF-8 text", where=path.name, fix="Save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"expected TOML: {error}", where=path.name, fix="Correct the syntax") from error
-    try:
-        return NodeSettings.model_validate(table, context={"folder": path.resolve().parent})
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in _TAGS) or "top level"
-        unknown = first["type"] == "extra_forbidden"
-        message = "this key is not known" if unknown else first["msg"].removeprefix("Value error, ")
-        fix = "Remove it or correct its spelling" if unknown else "Correct it as docs/reference/node-settings.md says"
-        # Not chained: pydantic's own text repeats the values.
-        raise RecipeError(message, where=f"{path.name}: {key}", fix=fix) from None
+    return read_settings(NodeSettings, path, described="docs/reference/node-settings.md", tags=_TAGS)

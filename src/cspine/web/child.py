@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cspine.errors import CspineError, StudyError
 from cspine.node.child import JobOutcome, main
+from cspine.node.drift import facts_of
 from cspine.web.orders import DICOM_FORMATS, FORMATS, VIEW_FOLDER, IntakeOrder, JudgeOrder
 from cspine.web.progress import Progress
 from cspine.web.store import writing
@@ -20,7 +21,6 @@ from cspine.web.store import writing
 if TYPE_CHECKING:
     from cspine.findings import Findings
     from cspine.inference.predictor import Prediction
-    from cspine.node.drift import StudyFacts
     from cspine.reports.dicom_source import SourceSeries
     from cspine.volume import Volume
 
@@ -103,21 +103,7 @@ def _outcome(
         study_uid=volume.source.study_uid,
         files=files,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        facts=_facts(volume, positive),
-    )
-
-
-def _facts(volume: Volume, positive: bool | None) -> StudyFacts:
-    from cspine.node.drift import StudyFacts, hu_shares
-
-    said = volume.source.acquisition
-    thickness = said.get("slice_thickness_mm")
-    return StudyFacts(
-        thickness_mm=float(thickness) if isinstance(thickness, float | int) else round(float(max(volume.spacing)), 3),
-        kernel=str(said.get("kernel", ""))[:32],
-        maker=str(said.get("manufacturer", ""))[:32],
-        hu=hu_shares(volume.hu),
-        positive=positive,
+        facts=facts_of(volume, positive),
     )
 
 

@@ -53,8 +53,8 @@ def _read(folder: Path) -> Mapping[str, Found]:
             return _of_volume(Findings.load(folder / FINDINGS_FILE))
         if (folder / PICTURES_FILE).is_file():
             return _of_pictures(PictureFindings.load(folder / PICTURES_FILE))
-    except StudyError:  # written by a version to come
-        pass
+    except StudyError:
+        return MappingProxyType({})  # written by a version to come
     return MappingProxyType({})
 
 

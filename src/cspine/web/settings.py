@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -13,12 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
-    ValidationInfo,
     model_validator,
 )
 
-from cspine.errors import RecipeError
+from cspine.node.settings_file import beside, read_settings
 
 MIB = 2**20
 GIB = 2**30
@@ -31,12 +28,6 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _beside(value: Path, info: ValidationInfo) -> Path:
-    """A path as the file means it, absolute: relative ones lie beside the settings file, or in the working folder."""
-    folder = (info.context or {}).get("folder")
-    return (Path(folder or ".") / value.expanduser()).absolute()
-
-
 def _base_url(value: str) -> str:
     """The address at which browsers reach the application: scheme and host, perhaps a port, nothing else."""
     parts = urlsplit(value)
@@ -47,7 +38,7 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
-FilePath = Annotated[Path, AfterValidator(_beside)]
+FilePath = Annotated[Path, AfterValidator(beside)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
@@ -192,7 +183,7 @@ class WebSettings(_Model):
         bundle: None for the one that comes with cspine.
     """
 
-    data: Annotated[Path, Field(validate_default=True), AfterValidator(_beside)] = Path("cspine-web")
+    data: Annotated[Path, Field(validate_default=True), AfterValidator(beside)] = Path("cspine-web")
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     database: SecretStr | None = None
@@ -254,22 +245,4 @@ def load_settings(path: Path | str) -> WebSettings:
         RecipeError: not readable, not TOML, an unknown key or a wrong value; ``where`` names file and key. The value
             itself is not repeated: it may be a password.
     """
-    path = Path(path)
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the settings: {error.strerror}", where=path.name, fix="Check path") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError("expected UTF-8 text", where=path.name, fix="Save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"expected TOML: {error}", where=path.name, fix="Correct the syntax") from error
-    try:
-        return WebSettings.model_validate(table, context={"folder": path.resolve().parent})
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "top level"
-        unknown = first["type"] == "extra_forbidden"
-        message = "this key is not known" if unknown else first["msg"].removeprefix("Value error, ")
-        fix = "Remove it or correct its spelling" if unknown else "Correct it as docs/reference/web-settings.md says"
-        # Not chained: pydantic's own text repeats the values.
-        raise RecipeError(message, where=f"{path.name}: {key}", fix=fix) from None
+    return read_settings(WebSettings, path, described="docs/reference/web-settings.md")
